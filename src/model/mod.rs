@@ -1,1 +1,24 @@
-//! model
+//! Networks as pure functions of their weights: a [`Layout`] names the parameters, [`Parameters`] hold
+//! their values in one flat buffer, and a network's `forward` takes the weights it should use. So the
+//! same network runs with trained, averaged or frozen weights, and Adam, EMA, clipping, the all-reduce,
+//! checksum and checkpoint each act on one tensor.
+
+mod energy;
+mod generator;
+mod layers;
+mod lenet;
+mod mlp;
+mod parameters;
+mod resnet;
+mod sampler;
+mod score;
+mod unet;
+mod weights_file;
+
+pub use energy::{EnergyKind, EnergyNetwork, EnergySpec};
+pub use layers::{Init, per_row};
+pub use lenet::LeNet;
+pub use parameters::{Layout, Parameters, Slot, Weights};
+pub use sampler::{SamplerKind, SamplerNetwork, SamplerSpec};
+pub use score::{ScoreKind, ScoreNetwork, ScoreSpec};
+pub use weights_file::{WeightsError, WeightsFile, write_atomically};

@@ -1,0 +1,88 @@
+//! Energy networks on images: E(x) with exp(−E) the density, twice differentiable in x.
+
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::parameters::{Layout, Weights};
+use super::resnet::ResNet;
+use super::unet::UNet;
+
+/// Which network computes the energy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EnergyKind {
+    /// E(x) = |x − f(x)|² / (2 sigma0²) with a small U-Net f: trains on a CPU in minutes.
+    Unet,
+    /// The 12-layer residual network with a quadratic head of Li, Chen and Sommer (2019), for GPUs.
+    Resnet,
+}
+
+/// All that is needed to rebuild an energy network around its weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnergySpec {
+    /// Which network.
+    pub kind: EnergyKind,
+    /// Channels of the first layer.
+    pub width: i64,
+    /// Image shape `[C, H, W]`.
+    pub shape: [i64; 3],
+    /// Noise level of the density that exp(−E) models, in units of pixels.
+    pub sigma0: f64,
+}
+
+/// An energy network without its weights.
+#[derive(Debug)]
+pub struct EnergyNetwork {
+    spec: EnergySpec,
+    layout: Rc<Layout>,
+    trunk: Trunk,
+}
+
+#[derive(Debug)]
+enum Trunk {
+    Unet(UNet),
+    Resnet(ResNet),
+}
+
+impl EnergyNetwork {
+    /// Builds the network that `spec` describes.
+    pub fn new(spec: &EnergySpec) -> Self {
+        let mut layout = Layout::default();
+        let trunk = match spec.kind {
+            EnergyKind::Unet => Trunk::Unet(UNet::new(&mut layout, spec.shape, spec.width, false)),
+            EnergyKind::Resnet => Trunk::Resnet(ResNet::new(&mut layout, spec.shape, spec.width)),
+        };
+        EnergyNetwork { spec: spec.clone(), layout: Rc::new(layout), trunk }
+    }
+
+    /// What this network was built from.
+    pub fn spec(&self) -> &EnergySpec {
+        &self.spec
+    }
+
+    /// The parameters' layout.
+    pub fn layout(&self) -> &Rc<Layout> {
+        &self.layout
+    }
+
+    /// Energy of each image, `[B, C, H, W] -> [B]`.
+    pub fn energy(&self, weights: &Weights, x: &Tensor) -> Tensor {
+        match &self.trunk {
+            Trunk::Unet(f) => {
+                let residual = (x - f.forward(weights, x, None)).flatten(1, -1);
+                residual.square().sum_dim_intlist(1i64, false, None) * (0.5 / self.spec.sigma0.powi(2))
+            }
+            Trunk::Resnet(network) => network.forward(weights, x),
+        }
+    }
+
+    /// Gradient of the energy with respect to `x` (a leaf that requires a gradient), same shape; with
+    /// `differentiable` it can itself be differentiated.
+    pub fn gradient(&self, weights: &Weights, x: &Tensor, differentiable: bool) -> Tensor {
+        let energy = self.energy(weights, x).sum(None);
+        Tensor::run_backward(&[energy], &[x], differentiable, differentiable).remove(0)
+    }
+}

@@ -1,0 +1,141 @@
+//! Samplers: networks that turn a latent z ~ N(0, I) into a sample x0 in one pass.
+
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use super::generator::Generator;
+use super::layers::Init;
+use super::mlp::Mlp;
+use super::parameters::{Layout, Slot, Weights};
+use super::unet::UNet;
+
+/// Which network the sampler is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SamplerKind {
+    /// A multilayer perceptron in location-scale form, for vectors.
+    Mlp,
+    /// A U-Net on an image-shaped latent; it can start as a copy of a U-Net energy's own network.
+    Unet,
+    /// A convolutional generator from a latent vector, for images.
+    Generator,
+}
+
+/// All that is needed to rebuild a sampler around its weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SamplerSpec {
+    /// Which network.
+    pub kind: SamplerKind,
+    /// Shape of one sample: `[D]` or `[C, H, W]`.
+    pub shape: Vec<i64>,
+    /// Latent dimension Z of `mlp` and `generator`; a `unet` has an image-shaped latent.
+    pub latent: i64,
+    /// Units of a hidden layer, or channels at the finest level.
+    pub width: i64,
+    /// Hidden layers of an `mlp`.
+    pub depth: usize,
+    /// Scale of the latent at the start: the standard deviation of the first samples (`mlp`, `generator`) or of
+    /// the U-Net's input.
+    pub initial_scale: f64,
+    /// Mean of the first samples (`mlp`, `generator`) or of the U-Net's input.
+    pub initial_offset: f64,
+}
+
+/// A sampler without its weights.
+#[derive(Debug)]
+pub struct SamplerNetwork {
+    spec: SamplerSpec,
+    layout: Rc<Layout>,
+    trunk: Trunk,
+}
+
+#[derive(Debug)]
+enum Trunk {
+    Mlp(Mlp),
+    Unet(UNet),
+    Generator { generator: Generator, log_scale: Slot },
+}
+
+impl SamplerNetwork {
+    /// Builds the sampler that `spec` describes.
+    ///
+    /// # Errors
+    /// A sentence, if the kind does not fit the shape of the samples.
+    pub fn new(spec: &SamplerSpec) -> Result<Self, String> {
+        let mut layout = Layout::default();
+        let trunk = match (spec.kind, spec.shape.as_slice()) {
+            (SamplerKind::Mlp, &[dimension]) => {
+                if spec.latent < dimension {
+                    return Err(format!(
+                        "sampler.latent = {} is below the target's dimension {dimension}: samples would lie on a \
+                         surface; set sampler.latent = {dimension} or more",
+                        spec.latent
+                    ));
+                }
+                Trunk::Mlp(Mlp::new(&mut layout, "mlp", spec.latent, spec.width, spec.depth, 2 * dimension))
+            }
+            (SamplerKind::Unet, &[c, h, w]) if h % 4 == 0 && w % 4 == 0 => {
+                Trunk::Unet(UNet::new(&mut layout, [c, h, w], spec.width, false))
+            }
+            (SamplerKind::Generator, &[c, h, w]) if h % 4 == 0 && w % 4 == 0 => {
+                let generator = Generator::new(&mut layout, [c, h, w], spec.latent, spec.width);
+                Trunk::Generator { generator, log_scale: layout.add("log_scale".into(), &[c, h, w], Init::Zero) }
+            }
+            (kind, shape) => {
+                let fitting = if shape.len() == 1 { "\"mlp\"" } else { "\"unet\" or \"generator\"" };
+                return Err(format!(
+                    "sampler.kind = {kind:?} cannot make samples of shape {shape:?}; vectors want \"mlp\", images \
+                     whose height and width are multiples of 4 want \"unet\" or \"generator\": try {fitting}"
+                ));
+            }
+        };
+        Ok(SamplerNetwork { spec: spec.clone(), layout: Rc::new(layout), trunk })
+    }
+
+    /// What this sampler was built from.
+    pub fn spec(&self) -> &SamplerSpec {
+        &self.spec
+    }
+
+    /// The parameters' layout.
+    pub fn layout(&self) -> &Rc<Layout> {
+        &self.layout
+    }
+
+    /// Shape of the latents of `rows` samples.
+    pub fn latent_shape(&self, rows: i64) -> Vec<i64> {
+        let dimension: i64 = self.spec.shape.iter().product();
+        match self.trunk {
+            Trunk::Mlp(_) => vec![rows, self.spec.latent],
+            Trunk::Unet(_) => [&[rows], self.spec.shape.as_slice()].concat(),
+            Trunk::Generator { .. } => vec![rows, self.spec.latent + dimension],
+        }
+    }
+
+    /// One sample per latent: `z` of [`latent_shape`](Self::latent_shape) to x0 `[B, …shape]`.
+    ///
+    /// - `mlp`: x0 = offset + scale·(z·exp(gate(z)) + shift(z)); gate and shift start at zero, so the first
+    ///   samples are exactly N(offset, scale² I).
+    /// - `unet`: x0 = f(offset + scale·z).
+    /// - `generator`: x0 = offset + G(z₁) + scale·exp(log_scale)·z₂ with G = 0 and log_scale = 0 at the start.
+    pub fn forward(&self, weights: &Weights, z: &Tensor) -> Tensor {
+        let (scale, offset) = (self.spec.initial_scale, self.spec.initial_offset);
+        match &self.trunk {
+            Trunk::Mlp(mlp) => {
+                let dimension = self.spec.shape[0];
+                let output = mlp.forward(weights, z);
+                let (shift, gate) = (output.narrow(1, 0, dimension), output.narrow(1, dimension, dimension));
+                (z.narrow(1, 0, dimension) * gate.exp() + shift) * scale + offset
+            }
+            Trunk::Unet(f) => f.forward(weights, &(z * scale + offset), None),
+            Trunk::Generator { generator, log_scale } => {
+                let image = generator.forward(weights, &z.narrow(1, 0, self.spec.latent));
+                let noise = z.narrow(1, self.spec.latent, z.size()[1] - self.spec.latent).view_as(&image);
+                image + noise * weights[*log_scale].exp() * scale + offset
+            }
+        }
+    }
+}

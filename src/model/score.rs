@@ -1,0 +1,125 @@
+//! Score networks: s_phi(x, sigma), the score of the sampler's distribution with noise of level sigma.
+
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::layers::per_row;
+use super::mlp::Mlp;
+use super::parameters::{Layout, Weights};
+use super::unet::UNet;
+
+/// Which network the score network is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScoreKind {
+    /// A multilayer perceptron around a Gaussian's score, for vectors.
+    Mlp,
+    /// A noise-conditional U-Net D(x, sigma) that denoises, for images.
+    Unet,
+}
+
+/// All that is needed to rebuild a score network around its weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScoreSpec {
+    /// Which network.
+    pub kind: ScoreKind,
+    /// Shape of one sample: `[D]` or `[C, H, W]`.
+    pub shape: Vec<i64>,
+    /// Units of a hidden layer, or channels at the finest level.
+    pub width: i64,
+    /// Hidden layers of an `mlp`.
+    pub depth: usize,
+    /// Length scale of the samples: an `mlp` sees x / scale and starts as the score of N(offset, scale² I); a `unet` that does
+    /// not start from an energy's network passes x through in proportion to scale² / (scale² + sigma²).
+    pub scale: f64,
+    /// Mean of the samples at the start.
+    pub offset: f64,
+    /// Whether D starts as a denoiser already (a copy of an energy's network), so that it needs no pass-through.
+    pub starts_as_denoiser: bool,
+}
+
+/// A score network without its weights.
+#[derive(Debug)]
+pub struct ScoreNetwork {
+    spec: ScoreSpec,
+    layout: Rc<Layout>,
+    trunk: Trunk,
+}
+
+#[derive(Debug)]
+enum Trunk {
+    Mlp(Mlp),
+    Unet(UNet),
+}
+
+impl ScoreNetwork {
+    /// Builds the score network that `spec` describes.
+    ///
+    /// # Errors
+    /// A sentence, if the kind does not fit the shape of the samples.
+    pub fn new(spec: &ScoreSpec) -> Result<Self, String> {
+        let mut layout = Layout::default();
+        let trunk = match (spec.kind, spec.shape.as_slice()) {
+            (ScoreKind::Mlp, &[d]) => {
+                Trunk::Mlp(Mlp::new(&mut layout, "mlp", 2 * d + 1, spec.width, spec.depth, d))
+            }
+            (ScoreKind::Unet, &[c, h, w]) if h % 4 == 0 && w % 4 == 0 => {
+                Trunk::Unet(UNet::new(&mut layout, [c, h, w], spec.width, true))
+            }
+            (kind, shape) => {
+                return Err(format!(
+                    "score.kind = {kind:?} cannot score samples of shape {shape:?}; vectors want \"mlp\", images \
+                     whose height and width are multiples of 4 want \"unet\""
+                ));
+            }
+        };
+        Ok(ScoreNetwork { spec: spec.clone(), layout: Rc::new(layout), trunk })
+    }
+
+    /// What this network was built from.
+    pub fn spec(&self) -> &ScoreSpec {
+        &self.spec
+    }
+
+    /// The parameters' layout.
+    pub fn layout(&self) -> &Rc<Layout> {
+        &self.layout
+    }
+
+    /// s_phi(x, sigma): `x` `[B, …]`, `sigma` `[B]`; returns the shape of `x`.
+    ///
+    /// - `mlp`: s = net(asinh u, asinh(5u)/3, log sigma)/scale − u/scale with u = (x − offset)/scale; the
+    ///   inverse hyperbolic sine keeps heavy tails within reach of the network.
+    /// - `unet`: s = (D(x, log sigma) − x)/sigma² (Tweedie).
+    pub fn score(&self, weights: &Weights, x: &Tensor, sigma: &Tensor) -> Tensor {
+        match &self.trunk {
+            Trunk::Mlp(mlp) => {
+                let u = (x - self.spec.offset) / self.spec.scale;
+                let inputs = [u.asinh(), (&u * 5.0).asinh() / 3.0, sigma.log().unsqueeze(1)];
+                (mlp.forward(weights, &Tensor::cat(&inputs, 1)) - u) / self.spec.scale
+            }
+            Trunk::Unet(network) => {
+                let sigma_rows = per_row(sigma, x);
+                let mut denoised = network.forward(weights, x, Some(&sigma.log()));
+                if !self.spec.starts_as_denoiser {
+                    // Preconditioning of Karras et al. (2022), table 1, around the mean `offset`.
+                    let data = self.spec.scale.powi(2);
+                    let variance = sigma_rows.square() + data;
+                    let skip = data / &variance;
+                    let gain = &sigma_rows * self.spec.scale / variance.sqrt();
+                    denoised = (x - self.spec.offset) * skip + denoised * gain + self.spec.offset;
+                }
+                (denoised - x) / sigma_rows.square()
+            }
+        }
+    }
+
+    /// Denoising score-matching loss per row and per unit of weight, |sigma·s_phi(x, sigma) + eps|², `[B]`.
+    pub fn denoising_loss(score: &Tensor, eps: &Tensor, sigma: &Tensor) -> Tensor {
+        let residual = score * per_row(sigma, score) + eps;
+        residual.square().flatten(1, -1).sum_dim_intlist(1i64, false, Kind::Float)
+    }
+}

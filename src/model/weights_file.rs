@@ -1,0 +1,219 @@
+//! Weights on disk: safetensors with a description and a checksum in the metadata.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use sha2::{Digest, Sha256};
+use tch::{Kind, Tensor};
+
+/// Why a weights file could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum WeightsError {
+    /// The file is not there or cannot be read.
+    #[error("cannot read weights {path}: {source}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The file is cut short or altered.
+    #[error("weights {path} are damaged: {reason}; fetch or train them again")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+    /// The file is whole, but of something else.
+    #[error("weights {path} belong to another network: {reason}")]
+    OtherNetwork {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+    },
+}
+
+/// The contents of a weights file.
+#[derive(Debug)]
+pub struct WeightsFile {
+    path: PathBuf,
+    tensors: BTreeMap<String, Tensor>,
+    metadata: HashMap<String, String>,
+    sha256: String,
+}
+
+/// Metadata key of the SHA-256 over all tensors' names and bytes, in order of name.
+const CHECKSUM: &str = "sha256";
+
+impl WeightsFile {
+    /// Writes named CPU tensors (f32, f64 or i64) and string metadata, to a temporary name first.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(
+        path: &Path,
+        tensors: &[(String, Tensor)],
+        metadata: &[(&str, String)],
+    ) -> Result<(), anyhow::Error> {
+        let mut blobs: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = tensors
+            .iter()
+            .map(|(name, tensor)| {
+                let shape = tensor.size().iter().map(|&length| length as usize).collect();
+                let (dtype, bytes) = bytes_of(tensor);
+                (name.clone(), dtype, shape, bytes)
+            })
+            .collect();
+        blobs.sort_by(|a, b| a.0.cmp(&b.0));
+        let mut all = BTreeMap::from([("format".to_string(), "dft-1".to_string())]);
+        all.extend(metadata.iter().map(|(key, value)| (key.to_string(), value.clone())));
+        all.insert(CHECKSUM.into(), checksum(blobs.iter().map(|(name, _, _, bytes)| (name, bytes.as_slice()))));
+        let views = blobs
+            .iter()
+            .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
+            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
+        let contents = safetensors::serialize(views, Some(all.into_iter().collect()))?;
+        write_atomically(path, &contents)?;
+        Ok(())
+    }
+
+    /// Reads a weights file and verifies its checksum.
+    ///
+    /// # Errors
+    /// If it is missing, cut short, or its contents do not match the checksum.
+    pub fn load(path: &Path) -> Result<Self, WeightsError> {
+        let contents =
+            fs::read(path).map_err(|source| WeightsError::Unreadable { path: path.to_path_buf(), source })?;
+        let damaged = |reason: String| WeightsError::Damaged { path: path.to_path_buf(), reason };
+        let file = SafeTensors::deserialize(&contents).map_err(|error| damaged(error.to_string()))?;
+        let (_, header) = SafeTensors::read_metadata(&contents).map_err(|error| damaged(error.to_string()))?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let mut views = file.tensors();
+        views.sort_by(|a, b| a.0.cmp(&b.0));
+        let found = checksum(views.iter().map(|(name, view)| (name, view.data())));
+        match metadata.get(CHECKSUM) {
+            Some(wanted) if *wanted != found => {
+                return Err(damaged(format!("SHA-256 of the tensors should be {wanted} and is {found}")));
+            }
+            _ => {}
+        }
+        let mut tensors = BTreeMap::new();
+        for (name, view) in &views {
+            let tensor = tensor_of(view).ok_or_else(|| damaged(format!("`{name}` has kind {:?}", view.dtype())))?;
+            tensors.insert(name.clone(), tensor);
+        }
+        Ok(WeightsFile { path: path.to_path_buf(), tensors, metadata, sha256: found })
+    }
+
+    /// SHA-256 over the tensors' names and bytes: names these weights wherever they are used.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
+    /// Names of the tensors.
+    pub fn names(&self) -> impl Iterator<Item = &String> {
+        self.tensors.keys()
+    }
+
+    /// The tensor of this name, on the CPU.
+    ///
+    /// # Errors
+    /// If it is missing or has another shape.
+    pub fn tensor(&self, name: &str, shape: &[i64]) -> Result<&Tensor, WeightsError> {
+        match self.tensors.get(name) {
+            Some(tensor) if tensor.size() == shape => Ok(tensor),
+            Some(tensor) => {
+                Err(self.other_network(format!("`{name}` should be {shape:?} and is {:?}", tensor.size())))
+            }
+            None => Err(self.other_network(format!("`{name}` {shape:?} is missing"))),
+        }
+    }
+
+    /// A metadata entry.
+    ///
+    /// # Errors
+    /// If the file does not have it: it was not written by this program, or is of something else.
+    pub fn metadata(&self, key: &str) -> Result<&str, WeightsError> {
+        let missing = || self.other_network(format!("its metadata have no `{key}`"));
+        self.metadata.get(key).map(String::as_str).ok_or_else(missing)
+    }
+
+    /// A metadata entry that holds JSON.
+    ///
+    /// # Errors
+    /// If the file does not have it, or it holds something else.
+    pub fn described<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<T, WeightsError> {
+        serde_json::from_str(self.metadata(key)?)
+            .map_err(|error| self.other_network(format!("its `{key}` does not fit: {error}")))
+    }
+
+    /// The error that says these weights are whole but of something else.
+    pub fn other_network(&self, reason: String) -> WeightsError {
+        WeightsError::OtherNetwork { path: self.path.clone(), reason }
+    }
+}
+
+/// Writes a file to a temporary name, syncs it to disk and renames it, so that a reader sees the old
+/// contents or the new, never half of either.
+///
+/// # Errors
+/// If the directory cannot be written or the disk is full; the temporary file is removed.
+pub fn write_atomically(path: &Path, contents: &[u8]) -> std::io::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".partial");
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(contents)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        // The rename itself lasts only once the directory is on disk.
+        match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            Some(parent) => File::open(parent)?.sync_all(),
+            None => Ok(()),
+        }
+    };
+    write().inspect_err(|_| {
+        let _ = fs::remove_file(&temporary);
+    })
+}
+
+fn checksum<'a>(tensors: impl Iterator<Item = (&'a String, &'a [u8])>) -> String {
+    let mut digest = Sha256::new();
+    for (name, bytes) in tensors {
+        digest.update(name.as_bytes());
+        digest.update([0]);
+        digest.update(bytes);
+    }
+    format!("{:x}", digest.finalize())
+}
+
+fn bytes_of(tensor: &Tensor) -> (Dtype, Vec<u8>) {
+    let flat = tensor.reshape([-1]);
+    match tensor.kind() {
+        Kind::Double => {
+            (Dtype::F64, bytemuck::cast_slice(&Vec::<f64>::try_from(&flat).expect("kind was checked")).to_vec())
+        }
+        Kind::Int64 => {
+            (Dtype::I64, bytemuck::cast_slice(&Vec::<i64>::try_from(&flat).expect("kind was checked")).to_vec())
+        }
+        _ => {
+            let values = Vec::<f32>::try_from(&flat.to_kind(Kind::Float)).expect("kind was converted");
+            (Dtype::F32, bytemuck::cast_slice(&values).to_vec())
+        }
+    }
+}
+
+fn tensor_of(view: &TensorView) -> Option<Tensor> {
+    let kind = match view.dtype() {
+        Dtype::F32 => Kind::Float,
+        Dtype::F64 => Kind::Double,
+        Dtype::I64 => Kind::Int64,
+        _ => return None,
+    };
+    let shape: Vec<i64> = view.shape().iter().map(|&length| length as i64).collect();
+    Some(Tensor::from_data_size(view.data(), &shape, kind))
+}
