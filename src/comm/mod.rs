@@ -4,6 +4,8 @@
 
 use tch::{Device, Tensor};
 
+pub use crate::config::DeviceRequest;
+
 /// Why ranks could not be brought together, or a collective failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommError {
@@ -30,19 +32,6 @@ pub trait Collective {
     fn broadcast(&self, buffer: &mut Tensor, root: usize) -> Result<(), CommError>;
     /// Returns once all ranks have called it.
     fn barrier(&self) -> Result<(), CommError>;
-}
-
-/// Which device a run asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DeviceRequest {
-    /// CUDA where a GPU can be used, otherwise the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// CUDA, or an error.
-    Cuda,
 }
 
 /// This process among all: who it is, where it computes, and its collectives.

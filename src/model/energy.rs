@@ -5,19 +5,10 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use crate::config::EnergyKind;
 use super::parameters::{Layout, Weights};
 use super::resnet::ResNet;
 use super::unet::UNet;
-
-/// Which network computes the energy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EnergyKind {
-    /// E(x) = |x − f(x)|² / (2 sigma0²) with a small U-Net f: trains on a CPU in minutes.
-    Unet,
-    /// The 12-layer residual network with a quadratic head of Li, Chen and Sommer (2019), for GPUs.
-    Resnet,
-}
 
 /// All that is needed to rebuild an energy network around its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -15,10 +15,10 @@ mod score;
 mod unet;
 mod weights_file;
 
-pub use energy::{EnergyKind, EnergyNetwork, EnergySpec};
+pub use energy::{EnergyNetwork, EnergySpec};
 pub use layers::{Init, per_row};
 pub use lenet::LeNet;
 pub use parameters::{Layout, Parameters, Slot, Weights};
-pub use sampler::{SamplerKind, SamplerNetwork, SamplerSpec};
-pub use score::{ScoreKind, ScoreNetwork, ScoreSpec};
+pub use sampler::{SamplerNetwork, SamplerSpec};
+pub use score::{ScoreNetwork, ScoreSpec};
 pub use weights_file::{WeightsError, WeightsFile, write_atomically};

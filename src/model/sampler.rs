@@ -5,23 +5,12 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use crate::config::SamplerKind;
 use super::generator::Generator;
 use super::layers::Init;
 use super::mlp::Mlp;
 use super::parameters::{Layout, Slot, Weights};
 use super::unet::UNet;
-
-/// Which network the sampler is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum SamplerKind {
-    /// A multilayer perceptron in location-scale form, for vectors.
-    Mlp,
-    /// A U-Net on an image-shaped latent; it can start as a copy of a U-Net energy's own network.
-    Unet,
-    /// A convolutional generator from a latent vector, for images.
-    Generator,
-}
 
 /// All that is needed to rebuild a sampler around its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

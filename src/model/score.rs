@@ -7,18 +7,9 @@ use tch::{Kind, Tensor};
 
 use super::layers::per_row;
 use super::mlp::Mlp;
+use crate::config::ScoreKind;
 use super::parameters::{Layout, Weights};
 use super::unet::UNet;
-
-/// Which network the score network is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ScoreKind {
-    /// A multilayer perceptron around a Gaussian's score, for vectors.
-    Mlp,
-    /// A noise-conditional U-Net D(x, sigma) that denoises, for images.
-    Unet,
-}
 
 /// All that is needed to rebuild a score network around its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,0 +1,170 @@
+//! `[method]`: the field the sampler descends, and the noise.
+
+use serde::{Deserialize, Serialize};
+
+use super::load::ConfigError;
+use super::run::require;
+
+/// Which field the sampler descends (`method` module).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FieldKind {
+    /// Denoising Fisher training, the paper's method.
+    #[default]
+    Dft,
+    /// Reverse Kullback–Leibler divergence (Diff-Instruct with one noise level per row).
+    Kl,
+    /// kl + sigma · dft: the first moves mass between modes, the second shapes them.
+    Hybrid,
+}
+
+/// A remedy for the variance of the denoising term, which grows as 1/sigma.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Variance {
+    /// None: one noise vector per sample.
+    #[default]
+    Plain,
+    /// Each sample is perturbed by eps and by −eps.
+    Antithetic,
+    /// Adds 2 u(x0)·eps/sigma, u = s_phi − s_q, whose expectation is zero for every sampler.
+    ControlVariate,
+}
+
+/// How the two networks take turns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// The paper's algorithm: `score_updates` score updates, then one sampler update.
+    #[default]
+    Alternating,
+    /// Both gradients from one forward and backward pass, in one all-reduce.
+    Simultaneous,
+}
+
+/// How noise levels are weighted in the score network's loss |sigma·s_phi + eps|².
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScoreWeight {
+    /// 1.
+    #[default]
+    Uniform,
+    /// (sigma² + c²)/c² with c = `sigma_data` (Karras et al. 2022).
+    Edm,
+}
+
+/// Band of noise levels at one point of training.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SigmaKnot {
+    /// Fraction of all iterations, 0 to 1.
+    pub at: f64,
+    /// Lowest level.
+    pub low: f64,
+    /// Highest level.
+    pub high: f64,
+}
+
+/// Noise levels over training: `0.1`, a band `[0.25, 2.5]` (log-uniform), or a path of bands
+/// `[{at = 0.0, low = 1.0, high = 1.0}, {at = 0.3, low = 0.3, high = 0.3}]` (geometric in between).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum SigmaPath {
+    /// One level throughout.
+    Constant(f64),
+    /// One band throughout.
+    Band([f64; 2]),
+    /// Bands at points of training.
+    Path(Vec<SigmaKnot>),
+}
+
+impl SigmaPath {
+    /// The band (low, high) after `fraction` of training.
+    pub fn band(&self, fraction: f64) -> (f64, f64) {
+        match self {
+            SigmaPath::Constant(sigma) => (*sigma, *sigma),
+            SigmaPath::Band([low, high]) => (*low, *high),
+            SigmaPath::Path(knots) => {
+                let after = knots.iter().position(|knot| knot.at > fraction).unwrap_or(knots.len());
+                let (left, right) = (knots[after.saturating_sub(1)], knots[after.min(knots.len() - 1)]);
+                let length = right.at - left.at;
+                let t = if length > 0.0 { ((fraction - left.at) / length).clamp(0.0, 1.0) } else { 0.0 };
+                let between = |a: f64, b: f64| (a.ln() * (1.0 - t) + b.ln() * t).exp();
+                (between(left.low, right.low), between(left.high, right.high))
+            }
+        }
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let invalid = |found: String| {
+            ConfigError::Invalid(format!(
+                "method.sigma: {found}; write a level > 0, a band [low, high], or a path of {{at, low, high}} with \
+                 rising `at` from 0 to 1"
+            ))
+        };
+        let band_holds = |low: f64, high: f64| low > 0.0 && low <= high && high.is_finite();
+        match self {
+            SigmaPath::Constant(sigma) if !band_holds(*sigma, *sigma) => Err(invalid(format!("{sigma}"))),
+            SigmaPath::Band([low, high]) if !band_holds(*low, *high) => Err(invalid(format!("[{low}, {high}]"))),
+            SigmaPath::Path(knots) => {
+                let rising = knots.windows(2).all(|pair| pair[0].at < pair[1].at);
+                let inside = knots.iter().all(|k| (0.0..=1.0).contains(&k.at) && band_holds(k.low, k.high));
+                if knots.is_empty() || !rising || !inside { Err(invalid(format!("{knots:?}"))) } else { Ok(()) }
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `[method]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MethodSection {
+    /// The field.
+    #[serde(default)]
+    pub kind: FieldKind,
+    /// Noise levels, in the units of x.
+    pub sigma: SigmaPath,
+    /// Remedy for the variance.
+    #[serde(default)]
+    pub variance: Variance,
+    /// The field of a row is multiplied by sigma to this power. With levels far apart, 3 for `dft` and 2 for
+    /// `hybrid` and `kl` make rows count alike.
+    #[serde(default)]
+    pub field_power: f64,
+    /// Weight of the noise levels in the score network's loss.
+    #[serde(default)]
+    pub score_weight: ScoreWeight,
+    /// c of the `edm` weight: the standard deviation of the data.
+    #[serde(default = "default_sigma_data")]
+    pub sigma_data: f64,
+}
+
+fn default_sigma_data() -> f64 {
+    0.33
+}
+
+impl MethodSection {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        self.sigma.check()?;
+        require(&[
+            (self.sigma_data > 0.0, "method.sigma_data", &self.sigma_data, "a number above 0"),
+            (self.field_power.is_finite(), "method.field_power", &self.field_power, "a finite number"),
+        ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sigma_path_is_geometric_between_knots_and_level_outside() {
+        let knot = |at, low| SigmaKnot { at, low, high: 2.0 * low };
+        let path = SigmaPath::Path(vec![knot(0.2, 1.0), knot(0.6, 0.01)]);
+        assert_eq!(path.band(0.0), (1.0, 2.0));
+        let (low, high) = path.band(0.4); // half way: the geometric mean of 1 and 0.01
+        assert!((low - 0.1).abs() < 1e-12 && (high - 0.2).abs() < 1e-12);
+        assert!((path.band(1.0).0 - 0.01).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,18 @@
+//! Configurations: what a user wrote (`…File`), and what can no longer be wrong (`…Plan`).
+//!
+//! A file is read with unknown keys denied, `--set section.key=value` is applied, and `check(world
+//! size)` turns it into a plan. All paths are relative to the current directory.
+
+mod fit;
+mod load;
+mod method;
+mod network;
+mod run;
+mod train;
+
+pub use fit::{EnergyFile, EnergyPlan, EnergySection, FeaturesFile, FeaturesPlan, FitSection};
+pub use load::{ConfigError, load, parse};
+pub use method::{FieldKind, MethodSection, Schedule, ScoreWeight, SigmaKnot, SigmaPath, Variance};
+pub use network::{EnergyKind, SamplerKind, SamplerSection, ScoreKind, ScoreSection, Start, TargetSection};
+pub use run::{ComputeSection, DeviceRequest, RunSection};
+pub use train::{CheckpointSection, EvaluateSection, FeaturesKind, Plan, TrainFile, TrainSection};

@@ -1,0 +1,139 @@
+//! `[target]`, `[sampler]` and `[score]`: the density and the two networks.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Which network computes an energy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EnergyKind {
+    /// E(x) = |x − f(x)|² / (2 sigma0²) with a small U-Net f: trains on a CPU in minutes.
+    Unet,
+    /// The 12-layer residual network with a quadratic head of Li, Chen and Sommer (2019), for GPUs.
+    Resnet,
+}
+
+/// Which network the sampler is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SamplerKind {
+    /// A multilayer perceptron in location-scale form, for vectors.
+    Mlp,
+    /// A U-Net on an image-shaped latent; it can start as a copy of a U-Net energy's own network.
+    Unet,
+    /// A convolutional generator from a latent vector, for images.
+    Generator,
+}
+
+/// Which network the score network is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScoreKind {
+    /// A multilayer perceptron around a Gaussian's score, for vectors.
+    Mlp,
+    /// A noise-conditional U-Net D(x, sigma) that denoises, for images.
+    Unet,
+}
+
+/// `[target]`: the unnormalised density.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum TargetSection {
+    /// A Gaussian in closed form.
+    Gaussian {
+        /// Mean, `[D]`.
+        mean: Vec<f64>,
+        /// Covariance, `[D][D]`, symmetric and positive definite.
+        covariance: Vec<Vec<f64>>,
+    },
+    /// An energy network of ours: q = exp(−E).
+    Energy {
+        /// Weights written by `dft fit-energy`.
+        file: PathBuf,
+        /// Evaluate at noise sigma the density tempered by T = (sigma/sigma0)²: a multi-scale target
+        /// from one energy.
+        #[serde(default)]
+        tempered: bool,
+    },
+    /// A TorchScript module that maps `[B, …shape]` to log-densities `[B]`.
+    Torchscript {
+        /// The module, saved by PyTorch.
+        file: PathBuf,
+        /// Shape of one sample: `[D]` or `[C, H, W]`.
+        shape: Vec<i64>,
+        /// As for an energy; wants `sigma0`.
+        #[serde(default)]
+        tempered: bool,
+        /// Noise level of the density that the module describes.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sigma0: Option<f64>,
+    },
+}
+
+/// What a network's parameters start from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Start {
+    /// Random numbers.
+    #[default]
+    Random,
+    /// The U-Net of the target's energy.
+    Energy,
+}
+
+/// `[sampler]`: the network that turns a latent into a sample.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SamplerSection {
+    /// Which network.
+    pub kind: SamplerKind,
+    /// Latent dimension of `mlp` and `generator`.
+    #[serde(default = "default_latent")]
+    pub latent: i64,
+    /// Units of a hidden layer, or channels at the finest level.
+    #[serde(default = "default_width")]
+    pub width: i64,
+    /// Hidden layers of an `mlp`.
+    #[serde(default = "default_depth")]
+    pub depth: usize,
+    /// Standard deviation of the first samples (of a U-Net's input): about the spread of the target.
+    #[serde(default = "default_scale")]
+    pub initial_scale: f64,
+    /// Mean of the first samples (of a U-Net's input).
+    #[serde(default)]
+    pub initial_offset: f64,
+    /// What the parameters start from.
+    #[serde(default)]
+    pub start: Start,
+}
+
+/// `[score]`: the network that learns the score of the sampler's distribution.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScoreSection {
+    /// Which network.
+    pub kind: ScoreKind,
+    /// Units of a hidden layer, or channels at the finest level.
+    #[serde(default = "default_width")]
+    pub width: i64,
+    /// Hidden layers of an `mlp`.
+    #[serde(default = "default_depth")]
+    pub depth: usize,
+    /// What the parameters start from.
+    #[serde(default)]
+    pub start: Start,
+}
+
+fn default_latent() -> i64 {
+    4
+}
+fn default_width() -> i64 {
+    128
+}
+fn default_depth() -> usize {
+    3
+}
+fn default_scale() -> f64 {
+    1.0
+}

@@ -1,0 +1,104 @@
+//! Sections that every configuration has: the run and the machine.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::load::ConfigError;
+
+/// Which device a run asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceRequest {
+    /// CUDA where a GPU can be used, otherwise the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// CUDA, or an error.
+    Cuda,
+}
+
+/// `[run]`: what the run is called and where it goes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSection {
+    /// Name of the run.
+    pub name: String,
+    /// Seed of everything random.
+    #[serde(default)]
+    pub seed: u64,
+    /// Run directory; `runs/<name>` if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<PathBuf>,
+}
+
+impl RunSection {
+    /// The run directory.
+    pub fn directory(&self) -> PathBuf {
+        self.directory.clone().unwrap_or_else(|| PathBuf::from("runs").join(&self.name))
+    }
+}
+
+/// `[compute]`: the machine, and how a global batch is cut.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ComputeSection {
+    /// Where to compute.
+    pub device: DeviceRequest,
+    /// Threads of a rank; cores over local ranks if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threads: Option<usize>,
+    /// Pieces that a global batch is cut into, each with its own noise. A multiple of the world size.
+    pub shards: usize,
+    /// Let several ranks of one host share a GPU. NCCL then wants a distinct NCCL_HOSTID for each rank.
+    pub share_gpus: bool,
+}
+
+impl Default for ComputeSection {
+    fn default() -> Self {
+        // 24 is a multiple of 1, 2, 3, 4, 6, 8 and 12 ranks.
+        ComputeSection { device: DeviceRequest::Auto, threads: None, shards: 24, share_gpus: false }
+    }
+}
+
+impl ComputeSection {
+    /// Checks that a global batch of `rows` can be cut into shards, and those given to `world_size` ranks.
+    ///
+    /// # Errors
+    /// If it cannot; the message says what would fit.
+    pub fn check(&self, key: &str, rows: usize, world_size: usize) -> Result<(), ConfigError> {
+        let shards = self.shards;
+        if shards == 0 || !shards.is_multiple_of(world_size) {
+            let fitting = shards.max(1).div_ceil(world_size) * world_size;
+            return Err(ConfigError::Invalid(format!(
+                "compute.shards = {shards} does not divide over {world_size} ranks; choose a multiple of \
+                 {world_size}, e.g. {fitting}"
+            )));
+        }
+        if rows == 0 || !rows.is_multiple_of(shards) {
+            let fitting = rows.max(1).div_ceil(shards) * shards;
+            return Err(ConfigError::Invalid(format!(
+                "{key} = {rows} does not divide into compute.shards = {shards} shards; choose a multiple of \
+                 {shards}, e.g. {fitting}"
+            )));
+        }
+        if self.threads == Some(0) {
+            return Err(ConfigError::Invalid("compute.threads = 0; choose 1 or more".into()));
+        }
+        Ok(())
+    }
+}
+
+/// The error of a value out of its range.
+pub(super) fn out_of_range(key: &str, value: impl std::fmt::Display, wanted: &str) -> ConfigError {
+    ConfigError::Invalid(format!("{key} = {value}; choose {wanted}"))
+}
+
+/// Checks conditions in order; the first that fails is the error.
+pub(super) fn require(checks: &[(bool, &str, &dyn std::fmt::Display, &str)]) -> Result<(), ConfigError> {
+    match checks.iter().find(|(holds, ..)| !holds) {
+        Some((_, key, value, wanted)) => Err(out_of_range(key, value, wanted)),
+        None => Ok(()),
+    }
+}

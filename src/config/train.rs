@@ -1,0 +1,264 @@
+//! The configuration of `dft train`.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::load::ConfigError;
+use super::method::{MethodSection, Schedule, Variance};
+use super::network::{SamplerSection, ScoreSection, TargetSection};
+use super::run::{ComputeSection, RunSection, require};
+
+/// What a user writes for `dft train`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainFile {
+    /// `[run]`.
+    pub run: RunSection,
+    /// `[compute]`.
+    #[serde(default)]
+    pub compute: ComputeSection,
+    /// `[target]`.
+    pub target: TargetSection,
+    /// `[sampler]`.
+    pub sampler: SamplerSection,
+    /// `[score]`.
+    pub score: ScoreSection,
+    /// `[method]`.
+    pub method: MethodSection,
+    /// `[train]`.
+    pub train: TrainSection,
+    /// `[evaluate]`.
+    #[serde(default)]
+    pub evaluate: EvaluateSection,
+    /// `[checkpoint]`.
+    #[serde(default)]
+    pub checkpoint: CheckpointSection,
+}
+
+/// `[train]`: the loop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainSection {
+    /// How the two networks take turns.
+    pub schedule: Schedule,
+    /// Alternating rounds.
+    pub iterations: u64,
+    /// Rows of the global batch, over all ranks.
+    pub batch: usize,
+    /// Score updates in an iteration (K), when alternating.
+    pub score_updates: u64,
+    /// Score updates before the first iteration.
+    pub warmup_updates: u64,
+    /// Adam's step size for the sampler.
+    pub sampler_lr: f64,
+    /// Adam's step size for the score network.
+    pub score_lr: f64,
+    /// Adam's decay rates for the sampler.
+    pub sampler_betas: [f64; 2],
+    /// Adam's decay rates for the score network.
+    pub score_betas: [f64; 2],
+    /// Fraction of the iterations after which both step sizes fall along a cosine.
+    pub cosine_from: f64,
+    /// What the cosine falls to, as a fraction of the step size.
+    pub final_lr_fraction: f64,
+    /// Largest norm of the sampler's gradient; longer ones are scaled down. 0 means no limit.
+    pub sampler_clip_norm: f64,
+    /// Largest norm of the score network's gradient; longer ones are scaled down. 0 means no limit.
+    pub score_clip_norm: f64,
+    /// Half-life of the sampler's averaged weights, in samples (batch × iterations). 0 means no averaging.
+    pub ema_half_life_samples: f64,
+}
+
+impl Default for TrainSection {
+    fn default() -> Self {
+        TrainSection {
+            schedule: Schedule::Alternating,
+            iterations: 2000,
+            batch: 480,
+            score_updates: 5,
+            warmup_updates: 300,
+            sampler_lr: 2e-4,
+            score_lr: 2e-3,
+            sampler_betas: [0.0, 0.99],
+            score_betas: [0.0, 0.99],
+            cosine_from: 0.6,
+            final_lr_fraction: 0.01,
+            sampler_clip_norm: 0.0,
+            score_clip_norm: 0.0,
+            ema_half_life_samples: 0.0,
+        }
+    }
+}
+
+/// Which features a Fréchet distance is measured on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FeaturesKind {
+    /// No Fréchet distance.
+    #[default]
+    None,
+    /// The sample itself, against exact samples of the target: metric `fd`.
+    Identity,
+    /// The 84 features of a LeNet-5 trained by `dft fit-features`, against MNIST: metric `fd_lenet`.
+    Lenet,
+    /// Any TorchScript extractor `[B, C, H, W] -> [B, F]`, against MNIST: metric `fd`.
+    Torchscript,
+}
+
+/// `[evaluate]`: scores during and after training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EvaluateSection {
+    /// Iterations between evaluations; 0 means at the end only.
+    pub every: u64,
+    /// Samples in an evaluation, over all ranks.
+    pub samples: usize,
+    /// Features of the Fréchet distance.
+    pub features: FeaturesKind,
+    /// Weights of the LeNet-5, or the TorchScript extractor.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub features_file: Option<PathBuf>,
+    /// Directory of the data set whose training split is the reference.
+    pub data: PathBuf,
+    /// Annealed Langevin chains of these many steps stand beside the sampler in `dft evaluate`.
+    pub langevin_steps: Vec<u64>,
+    /// Noise levels that annealed Langevin starts from and ends at.
+    pub langevin_sigma: [f64; 2],
+    /// Step size of annealed Langevin, as a fraction of the variance sigma² of each level.
+    pub langevin_step_size: f64,
+}
+
+impl Default for EvaluateSection {
+    fn default() -> Self {
+        EvaluateSection {
+            every: 0,
+            samples: 1000,
+            features: FeaturesKind::None,
+            features_file: None,
+            data: PathBuf::from("data/mnist"),
+            langevin_steps: vec![],
+            langevin_sigma: [3.0, 0.1],
+            langevin_step_size: 0.5,
+        }
+    }
+}
+
+/// `[checkpoint]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CheckpointSection {
+    /// Iterations between checkpoints; the last iteration always has one.
+    pub every: u64,
+    /// How many checkpoints are kept.
+    pub keep: usize,
+}
+
+impl Default for CheckpointSection {
+    fn default() -> Self {
+        CheckpointSection { every: 500, keep: 2 }
+    }
+}
+
+/// A checked configuration of `dft train` for a world size.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// The configuration with every default filled in.
+    pub file: TrainFile,
+    /// Number of ranks it was checked for.
+    pub world_size: usize,
+}
+
+impl TrainFile {
+    /// Checks the configuration for this world size.
+    ///
+    /// # Errors
+    /// The first value that does not fit, what it should be, and what to do.
+    pub fn check(self, world_size: usize) -> Result<Plan, ConfigError> {
+        let (train, evaluate) = (&self.train, &self.evaluate);
+        self.compute.check("train.batch", train.batch, world_size)?;
+        self.method.check()?;
+        let betas_hold = |betas: &[f64; 2]| betas.iter().all(|beta| (0.0..1.0).contains(beta));
+        let betas = |betas: &[f64; 2]| format!("[{}, {}]", betas[0], betas[1]);
+        require(&[
+            (train.iterations > 0, "train.iterations", &train.iterations, "1 or more"),
+            (train.score_updates > 0, "train.score_updates", &train.score_updates, "1 or more"),
+            (train.sampler_lr > 0.0, "train.sampler_lr", &train.sampler_lr, "a number above 0"),
+            (train.score_lr > 0.0, "train.score_lr", &train.score_lr, "a number above 0"),
+            (betas_hold(&train.sampler_betas), "train.sampler_betas", &betas(&train.sampler_betas), "two in [0, 1)"),
+            (betas_hold(&train.score_betas), "train.score_betas", &betas(&train.score_betas), "two in [0, 1)"),
+            ((0.0..=1.0).contains(&train.cosine_from), "train.cosine_from", &train.cosine_from, "a fraction 0 to 1"),
+            (
+                (0.0..=1.0).contains(&train.final_lr_fraction),
+                "train.final_lr_fraction",
+                &train.final_lr_fraction,
+                "a fraction 0 to 1",
+            ),
+            (train.sampler_clip_norm >= 0.0, "train.sampler_clip_norm", &train.sampler_clip_norm, "0 or more"),
+            (train.score_clip_norm >= 0.0, "train.score_clip_norm", &train.score_clip_norm, "0 or more"),
+            (
+                train.ema_half_life_samples >= 0.0,
+                "train.ema_half_life_samples",
+                &train.ema_half_life_samples,
+                "0 or more",
+            ),
+            (self.sampler.width > 0, "sampler.width", &self.sampler.width, "1 or more"),
+            (self.sampler.latent > 0, "sampler.latent", &self.sampler.latent, "1 or more"),
+            (self.sampler.initial_scale > 0.0, "sampler.initial_scale", &self.sampler.initial_scale, "above 0"),
+            (self.score.width > 0, "score.width", &self.score.width, "1 or more"),
+            (self.checkpoint.every > 0, "checkpoint.every", &self.checkpoint.every, "1 or more"),
+            (self.checkpoint.keep > 0, "checkpoint.keep", &self.checkpoint.keep, "1 or more"),
+            (evaluate.samples >= 2, "evaluate.samples", &evaluate.samples, "2 or more"),
+            (
+                evaluate.langevin_steps.iter().all(|&steps| steps > 0),
+                "evaluate.langevin_steps",
+                &format!("{:?}", evaluate.langevin_steps),
+                "numbers of steps above 0",
+            ),
+            (
+                evaluate.langevin_step_size > 0.0 && evaluate.langevin_step_size < 2.0,
+                "evaluate.langevin_step_size",
+                &evaluate.langevin_step_size,
+                "a number between 0 and 2 (at 2 the chain is unstable)",
+            ),
+            (
+                evaluate.langevin_sigma[0] >= evaluate.langevin_sigma[1] && evaluate.langevin_sigma[1] > 0.0,
+                "evaluate.langevin_sigma",
+                &betas(&evaluate.langevin_sigma),
+                "[high, low] with high ≥ low > 0",
+            ),
+        ])?;
+        self.check_features()?;
+        if train.schedule == Schedule::Simultaneous && self.method.variance == Variance::ControlVariate {
+            return Err(ConfigError::Invalid(
+                "method.variance = \"control_variate\" needs the score network at x0 as well, which one forward and \
+                 backward pass does not give; with train.schedule = \"simultaneous\" choose \"antithetic\" or \"plain\""
+                    .into(),
+            ));
+        }
+        Ok(Plan { file: self, world_size })
+    }
+
+    fn check_features(&self) -> Result<(), ConfigError> {
+        let needs_file = matches!(self.evaluate.features, FeaturesKind::Lenet | FeaturesKind::Torchscript);
+        if needs_file && self.evaluate.features_file.is_none() {
+            return Err(ConfigError::Invalid(format!(
+                "evaluate.features = {:?} needs evaluate.features_file, the extractor's weights",
+                self.evaluate.features
+            )));
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// Rows of the global batch in one shard.
+    pub fn rows_per_shard(&self) -> usize {
+        self.file.train.batch / self.file.compute.shards
+    }
+
+    /// The configuration as TOML, every default written out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(&self.file).expect("a configuration is a table of plain values")
+    }
+}
