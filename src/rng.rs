@@ -5,6 +5,8 @@
 //! the noise of a shard is the same whichever rank owns it. Noise is made on the host on every device,
 //! so CPU and CUDA runs see the same numbers.
 
+use std::ops::Range;
+
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -90,17 +92,31 @@ pub struct Shards {
 }
 
 impl Shards {
-    /// Runs `draw` once for each owned shard and concatenates each of the results along dimension 0.
+    /// The shards of rank `rank` when a batch of `batch` rows is cut into `shards` for `world_size` ranks; all
+    /// three must divide, as the plan has checked.
+    pub fn of_rank(batch: usize, shards: usize, rank: usize, world_size: usize) -> Self {
+        let count = shards / world_size;
+        Shards { first: rank * count, count, rows: batch / shards }
+    }
+
+    /// Number of rows of this rank.
+    pub fn total_rows(&self) -> i64 {
+        (self.count * self.rows) as i64
+    }
+
+    /// Runs `draw` once for each owned shard, with the rows of the global batch that the shard holds, and
+    /// concatenates each of the results along dimension 0.
     pub fn draw<const N: usize>(
         &self,
         key: (u64, Stream, u64),
         device: Device,
-        draw: impl Fn(&mut Generator, i64) -> [Tensor; N],
+        draw: impl Fn(&mut Generator, Range<i64>) -> [Tensor; N],
     ) -> [Tensor; N] {
         let mut parts: [Vec<Tensor>; N] = std::array::from_fn(|_| Vec::with_capacity(self.count));
         for shard in self.first..self.first + self.count {
             let mut generator = Generator::new(key.0, key.1, key.2, shard as u64);
-            for (part, tensor) in parts.iter_mut().zip(draw(&mut generator, self.rows as i64)) {
+            let rows = (shard * self.rows) as i64..((shard + 1) * self.rows) as i64;
+            for (part, tensor) in parts.iter_mut().zip(draw(&mut generator, rows)) {
                 part.push(tensor);
             }
         }
@@ -151,11 +167,11 @@ mod tests {
 
     #[test]
     fn two_halves_of_the_shards_concatenate_to_the_whole() {
-        let draw = |g: &mut Generator, rows: i64| [g.normal(&[rows, 3])];
+        let draw = |g: &mut Generator, rows: Range<i64>| [g.normal(&[rows.end - rows.start, 3])];
         let key = (7, Stream::SamplerUpdate, 5);
-        let [whole] = Shards { first: 0, count: 4, rows: 2 }.draw(key, Device::Cpu, draw);
-        let [left] = Shards { first: 0, count: 2, rows: 2 }.draw(key, Device::Cpu, draw);
-        let [right] = Shards { first: 2, count: 2, rows: 2 }.draw(key, Device::Cpu, draw);
+        let [whole] = Shards::of_rank(8, 4, 0, 1).draw(key, Device::Cpu, draw);
+        let [left] = Shards::of_rank(8, 4, 0, 2).draw(key, Device::Cpu, draw);
+        let [right] = Shards::of_rank(8, 4, 1, 2).draw(key, Device::Cpu, draw);
         assert_eq!(whole, Tensor::cat(&[left, right], 0));
     }
 }

@@ -1,1 +1,5 @@
-//! mcmc
+//! MCMC baselines: many chains at once, on the target a sampler is trained for.
+
+mod annealed;
+
+pub use annealed::{AnnealedLangevin, Chains};

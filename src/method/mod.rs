@@ -1,1 +1,14 @@
-//! method
+//! The fields: what a sampler descends. Denoising Fisher training and its relatives as functions from
+//! perturbed samples to the gradient of a loss with respect to those samples.
+//!
+//! With x = x0 + sigma·eps, c = −eps/sigma and u = s_phi − s_q, the paper's loss is
+//! `E[|u|² + 2 u·(c − s_phi)] = DSM(s_q) − DSM(s_phi)`, and its gradient with respect to x is
+//! `2 J_q^T (s_q + eps/sigma) − 2 J_phi^T (s_phi + eps/sigma)`: two vector-Jacobian products.
+
+mod field;
+mod perturb;
+mod score_loss;
+
+pub use field::{FieldValue, ScoreAt, TargetAt, field, sampler_field};
+pub use perturb::Perturbed;
+pub use score_loss::{ScoreLoss, score_loss, score_loss_and_products};

@@ -1,1 +1,63 @@
-//! target
+//! Targets: unnormalised densities q with their score s_q = ∇ log q and products with its Jacobian.
+//!
+//! Anything with a log-density that autograd can follow twice is a target; one with closed forms
+//! overrides the two provided methods.
+
+mod energy;
+mod gaussian;
+mod level;
+mod torchscript;
+
+use tch::Tensor;
+
+pub use energy::EnergyTarget;
+pub use gaussian::Gaussian;
+pub use level::TargetAtLevel;
+pub use torchscript::TorchScriptTarget;
+
+use crate::rng::Generator;
+
+/// Why a target cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// Its weights cannot be used.
+    #[error(transparent)]
+    Weights(#[from] crate::model::WeightsError),
+    /// Its definition makes no density; says what was wanted and found.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// An unnormalised density on `[…shape]`.
+pub trait Target {
+    /// Shape of one sample: `[D]` or `[C, H, W]`.
+    fn shape(&self) -> &[i64];
+
+    /// log q up to a constant: `x` `[B, …shape]` to `[B]`, differentiable twice in `x`.
+    fn log_density(&self, x: &Tensor) -> Tensor;
+
+    /// s_q(x) = ∇ log q(x), the shape of `x`, as a constant.
+    fn score(&self, x: &Tensor) -> Tensor {
+        let x = x.detach().set_requires_grad(true);
+        let total = self.log_density(&x).sum(None);
+        Tensor::run_backward(&[total], &[&x], false, false).remove(0)
+    }
+
+    /// s_q(x) and H(x)·v, H the Hessian of log q and v = `direction`(s_q(x)); all have the shape of `x`.
+    ///
+    /// The direction may depend on the score, because a Fisher field's does: the score is computed once and
+    /// differentiated once.
+    fn score_and_product(&self, x: &Tensor, direction: &dyn Fn(&Tensor) -> Tensor) -> (Tensor, Tensor) {
+        let x = x.detach().set_requires_grad(true);
+        let total = self.log_density(&x).sum(None);
+        let score = Tensor::run_backward(&[total], &[&x], true, true).remove(0);
+        let along = (&score * direction(&score.detach())).sum(None);
+        let product = Tensor::run_backward(&[along], &[&x], false, false).remove(0);
+        (score.detach(), product)
+    }
+
+    /// `rows` exact samples `[rows, …shape]`, where the target has a sampler: ground truth for scores.
+    fn exact_samples(&self, _generator: &mut Generator, _rows: i64) -> Option<Tensor> {
+        None
+    }
+}

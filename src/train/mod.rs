@@ -1,1 +1,49 @@
-//! train
+//! Training: the loop that alternates score and sampler updates, and the fits of an energy and of a
+//! classifier's features. Scores and records of a run are the observer's business, not the loop's.
+
+mod adam;
+mod average;
+mod build;
+mod checkpoint;
+mod energy;
+mod features;
+mod fit;
+mod observer;
+mod reduce;
+mod run;
+mod schedule;
+mod state;
+
+pub use adam::Adam;
+pub use average::Average;
+pub use build::{Networks, SetupError};
+pub use checkpoint::{latest as latest_checkpoint, list as list_checkpoints};
+pub use energy::fit_energy;
+pub use features::{accuracy, fit_features};
+pub use observer::{Event, FitRow, Observer, Row};
+pub use reduce::{Reduced, reduce};
+pub use run::{Outcome, Stop, run};
+pub use schedule::learning_rate_factor;
+pub use state::{State, StateError};
+
+/// Why training ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// A loss or a gradient stopped being a finite number on all ranks together. Exit code 3.
+    #[error(
+        "training diverged at iteration {iteration}: the {what} is not finite after the reduction over ranks; lower \
+         the learning rates, raise method.sigma, or set a clip norm. The last checkpoint is from before"
+    )]
+    Diverged {
+        /// The iteration.
+        iteration: u64,
+        /// Which quantity.
+        what: &'static str,
+    },
+    /// Ranks could not exchange numbers.
+    #[error(transparent)]
+    Comm(#[from] crate::comm::CommError),
+    /// The observer failed, e.g. to write the record.
+    #[error(transparent)]
+    Observer(#[from] anyhow::Error),
+}

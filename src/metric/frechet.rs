@@ -1,0 +1,90 @@
+//! Fréchet distance between Gaussians fitted to features, in f64 from streamed sums.
+
+use tch::{Device, Kind, Tensor};
+
+use crate::comm::{CommError, World};
+
+/// Number, sum and sum of outer products of feature vectors, shifted by a fixed vector so that little is lost
+/// when the covariance is small beside the mean.
+#[derive(Debug)]
+pub struct Moments {
+    shift: Tensor,
+    count: f64,
+    sum: Tensor,
+    outer: Tensor,
+}
+
+impl Moments {
+    /// No features yet; `shift` `[F]` should be near their mean.
+    pub fn new(shift: &Tensor) -> Self {
+        let shift = shift.to_kind(Kind::Double).to_device(Device::Cpu);
+        let features = shift.size()[0];
+        Moments {
+            sum: shift.zeros_like(),
+            outer: Tensor::zeros([features, features], (Kind::Double, Device::Cpu)),
+            shift,
+            count: 0.0,
+        }
+    }
+
+    /// Takes in features `[B, F]`.
+    pub fn add(&mut self, features: &Tensor) {
+        let centred = features.to_device(Device::Cpu).to_kind(Kind::Double) - &self.shift;
+        self.count += features.size()[0] as f64;
+        self.sum += centred.sum_dim_intlist(0i64, false, None);
+        self.outer += centred.transpose(0, 1).matmul(&centred);
+    }
+
+    /// Adds up the sums of all ranks, in one all-reduce. All ranks must have the same shift.
+    ///
+    /// # Errors
+    /// If the collective fails.
+    pub fn merge(&mut self, world: &World) -> Result<(), CommError> {
+        let features = self.shift.size()[0];
+        let count = Tensor::from_slice(&[self.count]);
+        let parts = [count, self.sum.shallow_clone(), self.outer.reshape([-1])];
+        let mut buffer = Tensor::cat(&parts, 0).to_device(world.device);
+        world.collective().all_reduce_sum(&mut buffer)?;
+        let buffer = buffer.to_device(Device::Cpu);
+        self.count = buffer.double_value(&[0]);
+        self.sum = buffer.narrow(0, 1, features).copy();
+        self.outer = buffer.narrow(0, 1 + features, features * features).view([features, features]).copy();
+        Ok(())
+    }
+
+    /// Number of feature vectors taken in.
+    pub fn count(&self) -> u64 {
+        self.count as u64
+    }
+
+    /// Mean, `[F]`.
+    pub fn mean(&self) -> Tensor {
+        &self.sum / self.count + &self.shift
+    }
+
+    /// Covariance with n − 1, `[F, F]`.
+    pub fn covariance(&self) -> Tensor {
+        let mean = &self.sum / self.count;
+        (&self.outer - mean.outer(&mean) * self.count) / (self.count - 1.0)
+    }
+
+    /// Fréchet distance to another set of features.
+    pub fn distance(&self, other: &Moments) -> f64 {
+        frechet_distance(&self.mean(), &self.covariance(), &other.mean(), &other.covariance())
+    }
+}
+
+/// |m1 − m2|² + tr(C1 + C2 − 2 (C1^½ C2 C1^½)^½), the squared 2-Wasserstein distance between two Gaussians
+/// (Dowson and Landau 1982; Heusel et al. 2017), means `[F]` and covariances `[F, F]` in f64.
+///
+/// The trace of the root is a sum over eigenvalues of a symmetric matrix, so singular covariances are fine and no complex part
+/// can appear.
+pub fn frechet_distance(mean1: &Tensor, covariance1: &Tensor, mean2: &Tensor, covariance2: &Tensor) -> f64 {
+    let (values, vectors) = covariance1.linalg_eigh("L");
+    let root = (&vectors * values.clamp_min(0.0).sqrt()).matmul(&vectors.transpose(0, 1));
+    let product = root.matmul(covariance2).matmul(&root);
+    let symmetric = (&product + product.transpose(0, 1)) * 0.5;
+    let overlap = symmetric.linalg_eigvalsh("L").clamp_min(0.0).sqrt().sum(None).double_value(&[]);
+    let trace = (covariance1.trace() + covariance2.trace()).double_value(&[]);
+    (mean1 - mean2).square().sum(None).double_value(&[]) + trace - 2.0 * overlap
+}

@@ -1,0 +1,60 @@
+//! An energy network as a target: q = exp(−E).
+
+use std::path::Path;
+
+use tch::{Device, Tensor};
+
+use super::{Target, TargetError};
+use crate::model::{EnergyNetwork, EnergySpec, Parameters, WeightsFile};
+
+/// The density exp(−E) of an energy network with fixed weights.
+#[derive(Debug)]
+pub struct EnergyTarget {
+    network: EnergyNetwork,
+    parameters: Parameters,
+    sha256: String,
+}
+
+impl EnergyTarget {
+    /// Reads weights written by `dft fit-energy`.
+    ///
+    /// # Errors
+    /// If they are missing, damaged, or not those of an energy network.
+    pub fn load(path: &Path, device: Device) -> Result<Self, TargetError> {
+        let file = WeightsFile::load(path)?;
+        let spec: EnergySpec = file.described("energy")?;
+        let network = EnergyNetwork::new(&spec);
+        let parameters = Parameters::from_file(network.layout(), &file, device)?;
+        Ok(EnergyTarget { network, parameters, sha256: file.sha256().to_string() })
+    }
+
+    /// Noise level of the density that exp(−E) models.
+    pub fn sigma0(&self) -> f64 {
+        self.network.spec().sigma0
+    }
+
+    /// What the network was built from.
+    pub fn spec(&self) -> &EnergySpec {
+        self.network.spec()
+    }
+
+    /// The network's weights: where a sampler and a score network can start.
+    pub fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    /// SHA-256 of the weights.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
+    }
+}
+
+impl Target for EnergyTarget {
+    fn shape(&self) -> &[i64] {
+        &self.network.spec().shape
+    }
+
+    fn log_density(&self, x: &Tensor) -> Tensor {
+        -self.network.energy(self.parameters.frozen(), x)
+    }
+}

@@ -1,0 +1,98 @@
+//! Turns a plan into a target and networks, before any work is done.
+
+use tch::Device;
+
+use crate::config::{EnergyKind, Plan, SamplerKind, ScoreKind, Start, TargetSection};
+use crate::model::{Parameters, SamplerNetwork, SamplerSpec, ScoreNetwork, ScoreSpec};
+use crate::target::{EnergyTarget, TargetAtLevel, TargetError};
+
+/// Why a plan cannot be carried out. Exit code 2: nothing has been done yet.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// The target cannot be used.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// A network does not fit the target.
+    #[error("{0}")]
+    Network(String),
+}
+
+/// The fixed parts of a run: what does not change during training.
+pub struct Networks {
+    /// The target.
+    pub target: TargetAtLevel,
+    /// The sampler, without weights.
+    pub sampler: SamplerNetwork,
+    /// The score network, without weights.
+    pub score: ScoreNetwork,
+    /// Weights of the energy's own network, if something starts from them.
+    pub energy_parameters: Option<Parameters>,
+}
+
+impl Networks {
+    /// Loads the target and builds both networks around its shape.
+    ///
+    /// # Errors
+    /// If the target cannot be used, or a network does not fit it.
+    pub fn build(plan: &Plan, device: Device) -> Result<Self, SetupError> {
+        let file = &plan.file;
+        let starts = [file.sampler.start, file.score.start];
+        let energy = match (&file.target, starts.contains(&Start::Energy)) {
+            (TargetSection::Energy { file, .. }, true) => Some(EnergyTarget::load(file, device)?),
+            (_, true) => {
+                return Err(SetupError::Network(
+                    "start = \"energy\" copies an energy's own network, and this target has none; set target.kind = \
+                     \"energy\", or sampler.start and score.start = \"random\""
+                        .into(),
+                ));
+            }
+            (_, false) => None,
+        };
+        if let Some(energy) = &energy {
+            check_copy(plan, energy)?;
+        }
+        let target = TargetAtLevel::load(&file.target, device)?;
+        let shape = target.target().shape().to_vec();
+        let sampler = SamplerNetwork::new(&SamplerSpec {
+            kind: file.sampler.kind,
+            shape: shape.clone(),
+            latent: file.sampler.latent,
+            width: file.sampler.width,
+            depth: file.sampler.depth,
+            initial_scale: file.sampler.initial_scale,
+            initial_offset: file.sampler.initial_offset,
+        })
+        .map_err(SetupError::Network)?;
+        let score = ScoreNetwork::new(&ScoreSpec {
+            kind: file.score.kind,
+            shape,
+            width: file.score.width,
+            depth: file.score.depth,
+            scale: file.sampler.initial_scale,
+            offset: file.sampler.initial_offset,
+            starts_as_denoiser: file.score.start == Start::Energy,
+        })
+        .map_err(SetupError::Network)?;
+        let energy_parameters = energy.map(|energy| energy.parameters().duplicate());
+        Ok(Networks { target, sampler, score, energy_parameters })
+    }
+}
+
+/// A network can start as a copy only of a network of its own kind and width.
+fn check_copy(plan: &Plan, energy: &EnergyTarget) -> Result<(), SetupError> {
+    let file = &plan.file;
+    let spec = energy.spec();
+    let sampler = ("sampler", file.sampler.start, file.sampler.kind == SamplerKind::Unet, file.sampler.width);
+    let score = ("score", file.score.start, file.score.kind == ScoreKind::Unet, file.score.width);
+    for (section, start, is_unet, width) in [sampler, score] {
+        if start == Start::Energy && !(spec.kind == EnergyKind::Unet && is_unet && width == spec.width) {
+            return Err(SetupError::Network(format!(
+                "{section}.start = \"energy\" needs a U-Net of the energy's width; the energy is a {:?} of width {} and \
+                 {section}.width = {width}; set {section}.kind = \"unet\" and {section}.width = {}, or {section}.start = \
+                 \"random\"",
+                spec.kind, spec.width, spec.width
+            )));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! One network, one loss: the loop that fits an energy or a classifier.
+
+use std::rc::Rc;
+use std::time::Instant;
+
+use tch::Tensor;
+
+use super::TrainError;
+use super::adam::Adam;
+use super::average::Average;
+use super::observer::FitRow;
+use super::reduce::{clip, reduce};
+use super::schedule::learning_rate_factor;
+use crate::comm::World;
+use crate::config::FitSection;
+use crate::model::{Layout, Parameters, Weights};
+use crate::rng::Stream;
+
+/// Minimises `loss`, a function of tracked weights and of the update's number that returns this rank's part of
+/// the global mean, with Adam; returns the averaged weights.
+pub(super) fn fit(
+    settings: &FitSection,
+    seed: u64,
+    world: &World,
+    layout: &Rc<Layout>,
+    loss: &dyn Fn(&Weights, u64) -> Tensor,
+    report: &mut dyn FnMut(&FitRow) -> anyhow::Result<()>,
+) -> Result<Parameters, TrainError> {
+    let parameters = Parameters::initialise(layout, seed, Stream::Parameters, world.device);
+    let mut adam = Adam::new(parameters.flat(), settings.betas);
+    let average = Average::new(&parameters, settings.ema_half_life_samples);
+    let started = Instant::now();
+    for iteration in 0..settings.iterations {
+        let value = loss(parameters.tracked(), iteration);
+        let (gradient, _) = parameters.tracked().gradient(&value, &[]);
+        let reduced = reduce(world, &[&gradient], &[&value.detach()])?;
+        let gradient_norm = clip(&reduced.gradients[0], settings.clip_norm);
+        if !gradient_norm.is_finite() {
+            return Err(TrainError::Diverged { iteration: iteration + 1, what: "gradient" });
+        }
+        let fraction = iteration as f64 / settings.iterations as f64;
+        let rise = ((iteration + 1) as f64 / settings.warmup_updates.max(1) as f64).min(1.0);
+        let learning_rate = settings.lr * rise * learning_rate_factor(fraction, settings.cosine_from, 0.0);
+        adam.update(parameters.flat(), &reduced.gradients[0], learning_rate);
+        let batch = settings.batch as f64;
+        average.update(&parameters, batch, (iteration + 1) as f64 * batch);
+        report(&FitRow {
+            iteration: iteration + 1,
+            wall_seconds: started.elapsed().as_secs_f64(),
+            loss: reduced.statistics[0],
+            gradient_norm,
+            learning_rate,
+        })?;
+    }
+    Ok(average.parameters)
+}

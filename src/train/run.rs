@@ -1,0 +1,258 @@
+//! The training loop of `dft train`: score updates and sampler updates in turn, or both at once.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use tch::{Device, Kind, Tensor, no_grad};
+
+use super::TrainError;
+use super::build::Networks;
+use super::checkpoint;
+use super::observer::{Event, Observer, Row};
+use super::reduce::{clip, reduce};
+use super::schedule::learning_rate_factor;
+use super::state::State;
+use crate::comm::World;
+use crate::config::{Plan, Schedule};
+use crate::method::{Perturbed, ScoreAt, sampler_field, score_loss, score_loss_and_products};
+use crate::rng::{Shards, Stream};
+
+/// A request to stop at the next iteration boundary, set from a signal handler.
+pub type Stop = AtomicBool;
+
+/// How training ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All iterations are done.
+    Done,
+    /// A rank was asked to stop; a checkpoint holds everything.
+    Stopped,
+}
+
+/// What a score update or a sampler update did, equal on all ranks.
+struct Update {
+    loss: f64,
+    gradient_norm: f64,
+}
+
+/// Trains from `state` to the plan's last iteration. Checkpoints go to `checkpoints` (rank 0 writes).
+///
+/// # Errors
+/// If a loss or gradient is not finite, a collective fails, or the observer fails; see [`TrainError`].
+pub fn run(
+    plan: &Plan,
+    world: &World,
+    networks: &Networks,
+    state: &mut State,
+    observer: &mut dyn Observer,
+    checkpoints: &Path,
+    stop: &Stop,
+) -> Result<Outcome, TrainError> {
+    let settings = &plan.file.train;
+    let trainer = Trainer::new(plan, world, networks);
+    let started = Instant::now();
+    let seconds_before = state.wall_seconds;
+
+    // Warm-up: the score network catches up with the sampler it starts beside.
+    while state.iteration == 0 && state.score_updates < settings.warmup_updates {
+        let update = trainer.score_update(state, 0.0)?;
+        observer.observe(&Event::Warmup(state.score_updates, settings.warmup_updates, update.loss))?;
+    }
+
+    while state.iteration < settings.iterations {
+        let fraction = state.iteration as f64 / settings.iterations as f64;
+
+        // One alternating round, or one simultaneous update.
+        let (score, sampler, is_stop_asked) = match settings.schedule {
+            Schedule::Alternating => {
+                let mut score = trainer.score_update(state, fraction)?;
+                for _ in 1..settings.score_updates {
+                    score = trainer.score_update(state, fraction)?;
+                }
+                let (sampler, is_stop_asked) = trainer.sampler_update(state, fraction, stop)?;
+                (score, sampler, is_stop_asked)
+            }
+            Schedule::Simultaneous => trainer.simultaneous_update(state, fraction, stop)?,
+        };
+        state.iteration += 1;
+        state.average.update(
+            &state.sampler,
+            settings.batch as f64,
+            state.iteration as f64 * settings.batch as f64,
+        );
+
+        // Report.
+        state.wall_seconds = seconds_before + started.elapsed().as_secs_f64();
+        let (low, high) = plan.file.method.sigma.band(fraction);
+        observer.observe(&Event::Iteration(&Row {
+            iteration: state.iteration,
+            wall_seconds: state.wall_seconds,
+            score_loss: score.loss,
+            sampler_loss: sampler.loss,
+            score_gradient_norm: score.gradient_norm,
+            sampler_gradient_norm: sampler.gradient_norm,
+            sigma: (low * high).sqrt(),
+            target_evaluations: state.target_evaluations,
+        }))?;
+
+        // Evaluate, then save: a checkpoint stands for everything up to its iteration.
+        let is_last = state.iteration == settings.iterations;
+        let every = plan.file.evaluate.every;
+        if is_last || (every > 0 && state.iteration.is_multiple_of(every)) {
+            observer.observe(&Event::Evaluation(state))?;
+        }
+        if is_last || is_stop_asked || state.iteration.is_multiple_of(plan.file.checkpoint.every) {
+            observer.observe(&Event::Checkpoint(state.iteration))?;
+            if world.is_root() {
+                state.save(&checkpoints.join(checkpoint::file_name(state.iteration)), plan)?;
+                checkpoint::prune(checkpoints, plan.file.checkpoint.keep).map_err(anyhow::Error::from)?;
+            }
+            world.collective().barrier()?;
+        }
+        if is_stop_asked && !is_last {
+            return Ok(Outcome::Stopped);
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// Everything an update needs that does not change.
+struct Trainer<'a> {
+    plan: &'a Plan,
+    world: &'a World,
+    networks: &'a Networks,
+    shards: Shards,
+}
+
+/// The random numbers of one update, for the rows of this rank.
+struct Draw {
+    z: Tensor,
+    eps: Tensor,
+    sigma: Tensor,
+}
+
+impl<'a> Trainer<'a> {
+    fn new(plan: &'a Plan, world: &'a World, networks: &'a Networks) -> Self {
+        let shards = Shards::of_rank(plan.file.train.batch, plan.file.compute.shards, world.rank, world.size);
+        Trainer { plan, world, networks, shards }
+    }
+
+    /// Latents, noise, and noise levels log-uniform in the band and stratified over the global batch.
+    fn draw(&self, stream: Stream, update: u64, fraction: f64) -> Draw {
+        let (low, high) = self.plan.file.method.sigma.band(fraction);
+        let batch = self.plan.file.train.batch as f64;
+        let shape = &self.networks.sampler.spec().shape;
+        let key = (self.plan.file.run.seed, stream, update);
+        let [z, eps, sigma] = self.shards.draw(key, self.world.device, |generator, rows| {
+            let count = rows.end - rows.start;
+            let z = generator.normal(&self.networks.sampler.latent_shape(count));
+            let eps = generator.normal(&[&[count], shape.as_slice()].concat());
+            let stratum = Tensor::arange_start(rows.start, rows.end, (Kind::Float, Device::Cpu));
+            let quantile = (stratum + generator.uniform(&[count])) / batch;
+            [z, eps, (quantile * (high / low).ln() + low.ln()).exp()]
+        });
+        Draw { z, eps, sigma }
+    }
+
+    fn perturb(&self, x0: &Tensor, draw: &Draw) -> Perturbed {
+        Perturbed::new(x0, &draw.eps, &draw.sigma, self.plan.file.method.variance)
+    }
+
+    /// Perturbed rows of all ranks.
+    fn global_rows(&self, at: &Perturbed) -> i64 {
+        self.plan.file.train.batch as i64 * at.copies()
+    }
+
+    fn learning_rate(&self, base: f64, fraction: f64) -> f64 {
+        let settings = &self.plan.file.train;
+        base * learning_rate_factor(fraction, settings.cosine_from, settings.final_lr_fraction)
+    }
+
+    /// Algorithm 1, step 1: one Adam update of the score network on fresh samples.
+    fn score_update(&self, state: &mut State, fraction: f64) -> Result<Update, TrainError> {
+        let (settings, section) = (&self.plan.file.train, &self.plan.file.method);
+        let draw = self.draw(Stream::ScoreUpdate, state.score_updates, fraction);
+        let x0 = no_grad(|| self.networks.sampler.forward(state.sampler.frozen(), &draw.z));
+        let at = self.perturb(&x0, &draw);
+        let rows = self.global_rows(&at);
+        let loss = score_loss(section, &self.networks.score, state.score.tracked(), &at, rows);
+        let reduced = reduce(self.world, &[&loss.gradient], &[&loss.value])?;
+        let gradient_norm = clip(&reduced.gradients[0], settings.score_clip_norm);
+        finite(state.iteration, "score network's gradient", gradient_norm)?;
+        let step = self.learning_rate(settings.score_lr, fraction);
+        state.score_adam.update(state.score.flat(), &reduced.gradients[0], step);
+        state.score_updates += 1;
+        Ok(Update { loss: reduced.statistics[0], gradient_norm })
+    }
+
+    /// Algorithm 1, step 2: one Adam update of the sampler down the field, the score network fixed.
+    fn sampler_update(&self, state: &mut State, fraction: f64, stop: &Stop) -> Result<(Update, bool), TrainError> {
+        let settings = &self.plan.file.train;
+        let draw = self.draw(Stream::SamplerUpdate, state.iteration, fraction);
+        let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);
+        let at = self.perturb(&x0, &draw);
+        let score = ScoreAt::evaluate(&self.networks.score, state.score.frozen(), &at);
+        let (gradient, loss) = self.pull_back(state, &x0, &at, &score);
+        let reduced = reduce(self.world, &[&gradient], &[&loss, &stop_flag(stop, loss.device())])?;
+        let gradient_norm = clip(&reduced.gradients[0], settings.sampler_clip_norm);
+        finite(state.iteration, "sampler's gradient", gradient_norm)?;
+        let step = self.learning_rate(settings.sampler_lr, fraction);
+        state.sampler_adam.update(state.sampler.flat(), &reduced.gradients[0], step);
+        Ok((Update { loss: reduced.statistics[0], gradient_norm }, reduced.statistics[1] > 0.0))
+    }
+
+    /// Both updates from the same samples: one forward and backward pass of each network, one all-reduce.
+    fn simultaneous_update(
+        &self,
+        state: &mut State,
+        fraction: f64,
+        stop: &Stop,
+    ) -> Result<(Update, Update, bool), TrainError> {
+        let (settings, section) = (&self.plan.file.train, &self.plan.file.method);
+        let draw = self.draw(Stream::SamplerUpdate, state.iteration, fraction);
+        let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);
+        let at = self.perturb(&x0, &draw);
+        let rows = self.global_rows(&at);
+        let (score_loss, score) =
+            score_loss_and_products(section, &self.networks.score, state.score.tracked(), &at, rows);
+        let (gradient, loss) = self.pull_back(state, &x0, &at, &score);
+        let statistics = [&score_loss.value, &loss, &stop_flag(stop, loss.device())];
+        let reduced = reduce(self.world, &[&score_loss.gradient, &gradient], &statistics)?;
+        let score_norm = clip(&reduced.gradients[0], settings.score_clip_norm);
+        let sampler_norm = clip(&reduced.gradients[1], settings.sampler_clip_norm);
+        finite(state.iteration, "score network's gradient", score_norm)?;
+        finite(state.iteration, "sampler's gradient", sampler_norm)?;
+        let score_step = self.learning_rate(settings.score_lr, fraction);
+        let sampler_step = self.learning_rate(settings.sampler_lr, fraction);
+        state.score_adam.update(state.score.flat(), &reduced.gradients[0], score_step);
+        state.sampler_adam.update(state.sampler.flat(), &reduced.gradients[1], sampler_step);
+        state.score_updates += 1;
+        let score = Update { loss: reduced.statistics[0], gradient_norm: score_norm };
+        let sampler = Update { loss: reduced.statistics[1], gradient_norm: sampler_norm };
+        Ok((score, sampler, reduced.statistics[2] > 0.0))
+    }
+
+    /// Evaluates the field at `x0` `[B, …]` and pulls it back through the sampler: the flat gradient `[P]` and the loss of
+    /// this rank's rows, both divided by the global batch.
+    fn pull_back(&self, state: &mut State, x0: &Tensor, at: &Perturbed, score: &ScoreAt) -> (Tensor, Tensor) {
+        let batch = self.plan.file.train.batch as f64;
+        let network = (&self.networks.score, state.score.frozen());
+        let value = sampler_field(&self.plan.file.method, &self.networks.target, network, x0, at, score);
+        // Every rank has as many rows, so the evaluations of all ranks are known without asking.
+        state.target_evaluations += value.evaluations as u64 * self.world.size as u64;
+        let along = (x0 * value.gradient).sum(None) / batch;
+        let (gradient, _) = state.sampler.tracked().gradient(&along, &[]);
+        (gradient, value.loss.sum(None) / batch)
+    }
+}
+
+fn stop_flag(stop: &Stop, device: Device) -> Tensor {
+    Tensor::from(if stop.load(Ordering::Relaxed) { 1f32 } else { 0f32 }).to_device(device)
+}
+
+/// A non-finite value on one rank is one on all ranks after the sum, so all stop here together, before the
+/// optimiser moves.
+fn finite(iteration: u64, what: &'static str, norm: f64) -> Result<(), TrainError> {
+    if norm.is_finite() { Ok(()) } else { Err(TrainError::Diverged { iteration: iteration + 1, what }) }
+}

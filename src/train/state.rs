@@ -1,0 +1,165 @@
+//! The state of a run, all of it: two networks, two optimisers, averaged weights and counters. Nothing in
+//! it belongs to a rank.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor};
+
+use super::adam::Adam;
+use super::average::Average;
+use super::build::Networks;
+use crate::config::{Plan, Start};
+use crate::model::{Parameters, WeightsError, WeightsFile};
+use crate::rng::Stream;
+
+/// Why a checkpoint does not continue a run.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// The file cannot be used.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// It is from a run with other settings.
+    #[error("checkpoint {path} was made with {key} = {found}, this run has {wanted}; set it back to resume")]
+    OtherRun {
+        /// The file.
+        path: String,
+        /// The setting.
+        key: &'static str,
+        /// In the checkpoint.
+        found: String,
+        /// In this run.
+        wanted: String,
+    },
+}
+
+/// Everything that changes during `dft train`.
+#[derive(Debug)]
+pub struct State {
+    /// The sampler's latest weights.
+    pub sampler: Parameters,
+    /// The score network's latest weights.
+    pub score: Parameters,
+    /// The sampler's optimiser.
+    pub sampler_adam: Adam,
+    /// The score network's optimiser.
+    pub score_adam: Adam,
+    /// The sampler's averaged weights: what is evaluated and handed out.
+    pub average: Average,
+    /// Iterations done.
+    pub iteration: u64,
+    /// Score updates done, warm-up included.
+    pub score_updates: u64,
+    /// Evaluations of the target's gradient so far, over all ranks.
+    pub target_evaluations: u64,
+    /// Seconds of training so far.
+    pub wall_seconds: f64,
+}
+
+impl State {
+    /// The state before the first update.
+    pub fn initial(plan: &Plan, networks: &Networks, device: Device) -> Self {
+        let (file, seed) = (&plan.file, plan.file.run.seed);
+        let sampler = Parameters::initialise(networks.sampler.layout(), seed, Stream::SamplerParameters, device);
+        let score = Parameters::initialise(networks.score.layout(), seed, Stream::ScoreParameters, device);
+        for (start, parameters) in [(file.sampler.start, &sampler), (file.score.start, &score)] {
+            if let (Start::Energy, Some(energy)) = (start, &networks.energy_parameters) {
+                parameters.copy_shared_from(energy);
+            }
+        }
+        State {
+            sampler_adam: Adam::new(sampler.flat(), file.train.sampler_betas),
+            score_adam: Adam::new(score.flat(), file.train.score_betas),
+            average: Average::new(&sampler, file.train.ema_half_life_samples),
+            sampler,
+            score,
+            iteration: 0,
+            score_updates: 0,
+            target_evaluations: 0,
+            wall_seconds: 0.0,
+        }
+    }
+
+    /// SHA-256 of the parameters: sampler, then score network, in registration order, little-endian f32.
+    pub fn parameters_sha256(&self) -> String {
+        let mut digest = Sha256::new();
+        self.sampler.digest(&mut digest);
+        self.score.digest(&mut digest);
+        format!("{:x}", digest.finalize())
+    }
+
+    fn buffers(&self) -> [(&'static str, &Tensor); 7] {
+        [
+            ("sampler.parameters", self.sampler.flat()),
+            ("sampler.adam.mean", &self.sampler_adam.mean),
+            ("sampler.adam.square", &self.sampler_adam.square),
+            ("sampler.average", self.average.parameters.flat()),
+            ("score.parameters", self.score.flat()),
+            ("score.adam.mean", &self.score_adam.mean),
+            ("score.adam.square", &self.score_adam.square),
+        ]
+    }
+
+    /// Writes everything to `path`, to a temporary name first.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save(&self, path: &Path, plan: &Plan) -> anyhow::Result<()> {
+        let tensors: Vec<(String, Tensor)> =
+            self.buffers().iter().map(|(name, t)| (name.to_string(), t.to_device(Device::Cpu))).collect();
+        let mut metadata: Vec<(&str, String)> = identity(plan).into_iter().collect();
+        metadata.extend([
+            ("iteration", self.iteration.to_string()),
+            ("score_updates", self.score_updates.to_string()),
+            ("sampler_adam_updates", self.sampler_adam.updates.to_string()),
+            ("score_adam_updates", self.score_adam.updates.to_string()),
+            ("target_evaluations", self.target_evaluations.to_string()),
+            ("wall_seconds", format!("{:e}", self.wall_seconds)),
+        ]);
+        WeightsFile::save(path, &tensors, &metadata)
+    }
+
+    /// Overwrites this state with the one at `path`.
+    ///
+    /// # Errors
+    /// If the file is missing, damaged, of another network, or of a run whose settings would make the
+    /// continuation another run.
+    pub fn restore(&mut self, path: &Path, plan: &Plan) -> Result<(), StateError> {
+        let file = WeightsFile::load(path)?;
+        for (key, wanted) in identity(plan) {
+            let found = file.metadata(key)?;
+            if found != wanted {
+                let path = path.display().to_string();
+                return Err(StateError::OtherRun { path, key, found: found.to_string(), wanted });
+            }
+        }
+        let device = self.sampler.flat().device();
+        // All tensors are checked before the first is written, so that a wrong file changes nothing.
+        let mut restored = HashMap::new();
+        for (name, buffer) in self.buffers() {
+            restored.insert(name, file.tensor(name, &buffer.size())?.to_kind(Kind::Float).to_device(device));
+        }
+        let count = |key: &str| -> Result<u64, StateError> { Ok(file.described(key)?) };
+        let (sampler_updates, score_updates) = (count("sampler_adam_updates")?, count("score_adam_updates")?);
+        self.iteration = count("iteration")?;
+        self.score_updates = count("score_updates")?;
+        self.target_evaluations = count("target_evaluations")?;
+        self.wall_seconds = file.described("wall_seconds")?;
+        self.sampler_adam.updates = sampler_updates as i64;
+        self.score_adam.updates = score_updates as i64;
+        for (name, buffer) in self.buffers() {
+            tch::no_grad(|| buffer.shallow_clone().copy_(&restored[name]));
+        }
+        Ok(())
+    }
+}
+
+/// The settings that must not change between the parts of a run: they decide the noise.
+fn identity(plan: &Plan) -> [(&'static str, String); 3] {
+    [
+        ("run.seed", plan.file.run.seed.to_string()),
+        ("compute.shards", plan.file.compute.shards.to_string()),
+        ("train.batch", plan.file.train.batch.to_string()),
+    ]
+}
