@@ -221,6 +221,22 @@ fn resume_drops_later_rows_arrays_and_samples() {
     assert_eq!(samples.double_value(&[3, 0, 1, 1]), 20.0);
 }
 
+/// The flush may fall between a row and its array, as the caller's cadence has it.
+#[test]
+fn array_after_a_flush_still_belongs_to_the_latest_row() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("run.h5");
+    let mut run = RunFile::create(&path, &[]).unwrap();
+    run.append("fid", &row(1, 0.5)).unwrap();
+    run.append("fid", &row(2, 0.5)).unwrap();
+    run.flush().unwrap();
+    run.append_array("fid", MU, &[1.0, 2.0, 3.0], &[3]).unwrap();
+    run.flush().unwrap();
+    let mu = RunReader::open(&path).unwrap().array("fid/mu").unwrap();
+    assert_eq!(Vec::<f64>::try_from(mu.get(1)).unwrap(), [1.0, 2.0, 3.0]);
+    assert!(bool::try_from(mu.get(0).isnan().all()).unwrap());
+}
+
 #[test]
 fn second_write_of_samples_replaces_the_first() {
     let directory = tempfile::tempdir().unwrap();

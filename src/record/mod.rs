@@ -5,6 +5,9 @@
 //! two flushes: rows wait in memory, so a killed process leaves the file as the last flush made it.
 
 mod array;
+mod file;
+mod growing;
+mod layout;
 mod reader;
 mod run_file;
 mod samples_file;

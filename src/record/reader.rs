@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use hdf5::{Dataset, File};
 use tch::Tensor;
 
-use super::run_file::{open_for_reading, sample_set_iteration};
+use super::file::open_for_reading;
+use super::layout::sample_set_iteration;
 use super::series::leaf;
 use super::{Attribute, array};
 

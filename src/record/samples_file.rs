@@ -11,7 +11,8 @@ use ndarray_npy::WriteNpyExt;
 use tch::{Device, Kind, Tensor};
 
 use super::array;
-use super::run_file::{create_or_replace, write_draws};
+use super::file::create_or_replace;
+use super::layout::write_draws;
 
 /// Chains into which independent samples are cut when their number allows it: the number at which R-hat and
 /// effective sample sizes of ArviZ work without a warning.

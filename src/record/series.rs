@@ -1,18 +1,14 @@
 //! One group of growing datasets: rows buffered in memory until a flush moves them to the file at once.
 
 use anyhow::{Context, Result, bail, ensure};
-use hdf5::{Dataset, Extent, Extents, Group, Selection};
-use ndarray::{ArrayView, Ix1, IxDyn};
+use hdf5::{Dataset, Group};
 
-use super::array::describe;
-use super::scale::{attach_scale, index_scale, set_scale};
+use super::growing::{GrowingArray, GrowingColumn};
+use super::scale::{attach_scale, set_scale};
 use super::{Cell, Column};
 
 /// The column by which rows are counted, resumed and plotted.
 pub const INDEX: &str = "iteration";
-
-/// Rows in a chunk: 8 KiB, small beside a file and large beside a row.
-const CHUNK_ROWS: usize = 1024;
 
 /// The growing datasets of one group, and the rows that wait to be written.
 pub struct Series {
@@ -21,25 +17,6 @@ pub struct Series {
     arrays: Vec<GrowingArray>,
     written_rows: usize,
     pending_rows: usize,
-}
-
-struct GrowingColumn {
-    name: String,
-    dataset: Dataset,
-    pending: Pending,
-}
-
-enum Pending {
-    Float(Vec<f64>),
-    Integer(Vec<i64>),
-}
-
-struct GrowingArray {
-    name: String,
-    dataset: Dataset,
-    shape: Vec<usize>,
-    /// The row of the group that each value belongs to.
-    pending: Vec<(usize, Vec<f64>)>,
 }
 
 impl Series {
@@ -79,24 +56,9 @@ impl Series {
         for dataset in group.datasets()?.into_iter().filter(Dataset::is_resizable) {
             let name = leaf(&dataset);
             if dataset.ndim() == 1 {
-                let pending = if dataset.dtype()?.is::<i64>() {
-                    Pending::Integer(Vec::new())
-                } else {
-                    Pending::Float(Vec::new())
-                };
-                columns.push(GrowingColumn {
-                    name,
-                    dataset,
-                    pending,
-                });
+                columns.push(GrowingColumn::open(name, dataset)?);
             } else {
-                let shape = dataset.shape()[1..].to_vec();
-                arrays.push(GrowingArray {
-                    name,
-                    dataset,
-                    shape,
-                    pending: Vec::new(),
-                });
+                arrays.push(GrowingArray::open(name, dataset));
             }
         }
         let written_rows = columns
@@ -177,6 +139,12 @@ impl Series {
             self.group.name(),
             column.name
         );
+        ensure!(
+            !shape.is_empty(),
+            "{}/{} is a single number; make it a column of the row",
+            self.group.name(),
+            column.name
+        );
         let position = match self.arrays.iter().position(|array| array.name == column.name) {
             Some(position) => position,
             None => {
@@ -197,9 +165,14 @@ impl Series {
         Ok(())
     }
 
-    /// Number of rows that a flush would write.
+    /// Rows that wait for a flush.
     pub fn pending_rows(&self) -> usize {
         self.pending_rows
+    }
+
+    /// Whether a flush has something to write.
+    pub fn has_pending(&self) -> bool {
+        self.pending_rows > 0 || self.arrays.iter().any(|array| !array.pending.is_empty())
     }
 
     /// Moves the buffered rows to the file. After an error the rows are still buffered.
@@ -225,142 +198,6 @@ impl Series {
         self.pending_rows = 0;
         Ok(())
     }
-}
-
-impl GrowingColumn {
-    fn create(group: &Group, column: &Column, cell: &Cell) -> Result<Self> {
-        let empty = Extents::from(Extent::resizable(0));
-        let builder = group.new_dataset_builder().chunk(CHUNK_ROWS);
-        let (dataset, pending) = match cell {
-            Cell::Float(_) => {
-                let builder = builder.empty::<f64>().fill_value(f64::NAN);
-                (
-                    builder.shape(empty).create(column.name),
-                    Pending::Float(Vec::new()),
-                )
-            }
-            Cell::Integer(_) => (
-                builder.empty::<i64>().shape(empty).create(column.name),
-                Pending::Integer(Vec::new()),
-            ),
-        };
-        let dataset = dataset.with_context(|| format!("creating {}/{}", group.name(), column.name))?;
-        describe(&dataset, column.units, column.description)?;
-        Ok(Self {
-            name: column.name.to_owned(),
-            dataset,
-            pending,
-        })
-    }
-
-    fn cell(&self, row: &[(Column, Cell)]) -> Option<Cell> {
-        row.iter()
-            .find(|(column, _)| column.name == self.name)
-            .map(|(_, cell)| *cell)
-    }
-
-    /// A float column takes integers too; an integer column takes nothing else.
-    fn accepts(&self, row: &[(Column, Cell)]) -> Result<()> {
-        if let (Pending::Integer(_), Some(Cell::Float(value))) = (&self.pending, self.cell(row)) {
-            bail!("{} holds integers, this row has {value}", self.dataset.name());
-        }
-        Ok(())
-    }
-
-    fn push(&mut self, row: &[(Column, Cell)]) {
-        match (self.cell(row), &mut self.pending) {
-            (Some(Cell::Float(value)), Pending::Float(values)) => values.push(value),
-            (Some(Cell::Integer(value)), Pending::Float(values)) => values.push(value as f64),
-            (Some(Cell::Integer(value)), Pending::Integer(values)) => values.push(value),
-            (Some(Cell::Float(_)), Pending::Integer(_)) | (None, _) => {
-                unreachable!("the row was checked against the columns before any was pushed")
-            }
-        }
-    }
-
-    fn write(&self, from: usize, to: usize) -> Result<()> {
-        self.dataset.resize(to)?;
-        match &self.pending {
-            Pending::Float(values) => {
-                self.dataset
-                    .write_slice::<_, f64, _, Ix1>(values.as_slice(), from..to)?;
-            }
-            Pending::Integer(values) => {
-                self.dataset
-                    .write_slice::<_, i64, _, Ix1>(values.as_slice(), from..to)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn clear(&mut self) {
-        match &mut self.pending {
-            Pending::Float(values) => values.clear(),
-            Pending::Integer(values) => values.clear(),
-        }
-    }
-}
-
-impl GrowingArray {
-    fn create(group: &Group, column: &Column, shape: &[usize]) -> Result<Self> {
-        let mut extents = vec![Extent::resizable(0)];
-        extents.extend(shape.iter().map(|&size| Extent::fixed(size)));
-        let mut chunk = vec![1];
-        chunk.extend_from_slice(shape);
-        let dataset = group
-            .new_dataset_builder()
-            .chunk(chunk)
-            .empty::<f64>()
-            .fill_value(f64::NAN)
-            .shape(extents)
-            .create(column.name)
-            .with_context(|| format!("creating {}/{}", group.name(), column.name))?;
-        describe(&dataset, column.units, column.description)?;
-        attach_scale(&dataset, &group.dataset(INDEX)?, 0)?;
-        for (axis, &size) in shape.iter().enumerate() {
-            let name = format!("{}_dim_{axis}", column.name);
-            let scale = index_scale(
-                group,
-                &name,
-                size,
-                &format!("index along axis {axis} of {}", column.name),
-            )?;
-            attach_scale(&dataset, &scale, axis + 1)?;
-        }
-        Ok(Self {
-            name: column.name.to_owned(),
-            dataset,
-            shape: shape.to_vec(),
-            pending: Vec::new(),
-        })
-    }
-
-    fn resize(&self, rows: usize) -> Result<()> {
-        let mut size = vec![rows];
-        size.extend_from_slice(&self.shape);
-        self.dataset
-            .resize(size)
-            .with_context(|| format!("resizing {}", self.dataset.name()))
-    }
-
-    fn write(&self, rows: usize) -> Result<()> {
-        self.resize(rows)?;
-        for (row, values) in &self.pending {
-            let mut shape = vec![1];
-            shape.extend_from_slice(&self.shape);
-            let view = ArrayView::from_shape(IxDyn(&shape), values)?;
-            let row = row_selection(*row, &self.shape);
-            self.dataset.write_slice::<_, f64, _, IxDyn>(view, row)?;
-        }
-        Ok(())
-    }
-}
-
-/// Selects `row` along the first axis and everything along the others.
-fn row_selection(row: usize, shape: &[usize]) -> Selection {
-    let mut slices: Vec<hdf5::SliceOrIndex> = vec![(row..row + 1).into()];
-    slices.extend(shape.iter().map(|&size| hdf5::SliceOrIndex::from(0..size)));
-    hdf5::Hyperslab::from(slices).into()
 }
 
 /// Last part of a dataset's path.
