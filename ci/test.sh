@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# Every check of the project, cheapest first; ends at the first that fails and names it. Needs what launch/setup.sh
+# needs. One cargo profile for all, so the C and C++ of the dependencies is compiled once.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+export CARGO_TERM_PROGRESS_WHEN=never
+export RUSTDOCFLAGS="-D warnings"
+
+timings=()
+
+# stage NAME COMMAND...
+stage() {
+    local name=$1 started=$SECONDS code=0
+    shift
+    printf '\n== %s: %s\n' "$name" "$*"
+    "$@" || code=$?
+    if ((code != 0)); then
+        printf '\n== stage "%s" failed after %d s with exit code %d\n' "$name" $((SECONDS - started)) $code >&2
+        exit 1
+    fi
+    timings+=("$(printf '%-8s %4d s' "$name" $((SECONDS - started)))")
+    printf '== %s: passed in %d s\n' "$name" $((SECONDS - started))
+}
+
+shell_syntax() {
+    local script
+    for script in launch/*.sh launch/slurm.sbatch ci/*.sh .ci/run; do
+        bash -n "$script" || return 1
+    done
+    if command -v shellcheck >/dev/null; then
+        shellcheck --external-sources launch/*.sh launch/slurm.sbatch ci/*.sh .ci/run
+    else
+        echo "shellcheck is not installed: syntax only"
+    fi
+}
+
+stage setup launch/setup.sh --tests --no-build
+source launch/env.sh
+for component in fmt clippy; do
+    if ! cargo $component --version >/dev/null 2>&1; then
+        echo "ci/test.sh: wanted cargo $component, found none; rustup component add rustfmt clippy" >&2
+        exit 1
+    fi
+done
+stage format cargo fmt --check
+stage shell shell_syntax
+stage lints cargo clippy --release --all-targets --locked -- -D warnings
+stage doc cargo doc --release --no-deps --locked
+stage build cargo build --release --locked
+stage tests cargo test --release --locked
+
+printf '\n== all passed in %d s\n' $SECONDS
+printf '   %s\n' "${timings[@]}"
