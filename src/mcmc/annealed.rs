@@ -26,15 +26,6 @@ pub struct AnnealedLangevin {
     pub start_mean: f64,
 }
 
-/// What chains returned.
-#[derive(Debug)]
-pub struct Chains {
-    /// Final points, `[rows, …]`.
-    pub samples: Tensor,
-    /// Evaluations of the target's gradient for each sample.
-    pub evaluations_per_sample: u64,
-}
-
 impl AnnealedLangevin {
     /// Noise level of step `step`, from 0.
     pub fn sigma(&self, step: u64) -> f64 {
@@ -45,7 +36,12 @@ impl AnnealedLangevin {
         (self.sigma_first.ln() * (1.0 - t) + self.sigma_last.ln() * t).exp()
     }
 
-    /// Runs `rows` independent chains at once; `after_step` is told the number of steps done.
+    /// Evaluations of the target's gradient for one sample: one a step, and one to denoise.
+    pub fn evaluations_per_sample(&self) -> u64 {
+        self.steps + 1
+    }
+
+    /// Final points `[rows, …]` of `rows` independent chains run at once; `after_step` is told the number of steps done.
     pub fn run(
         &self,
         target: &dyn Target,
@@ -53,7 +49,7 @@ impl AnnealedLangevin {
         rows: i64,
         device: Device,
         after_step: &mut dyn FnMut(u64),
-    ) -> Chains {
+    ) -> Tensor {
         let shape = [&[rows], target.shape()].concat();
         let variance = self.sigma0.powi(2);
         let mut x = (generator.normal(&shape) * self.sigma_first + self.start_mean).to_device(device);
@@ -62,8 +58,7 @@ impl AnnealedLangevin {
             x = &x + target.score(&x) * (self.step_size * variance) + noise;
             after_step(step + 1);
         }
-        let samples = &x + target.score(&x) * variance;
-        Chains { samples, evaluations_per_sample: self.steps + 1 }
+        &x + target.score(&x) * variance
     }
 }
 
@@ -89,12 +84,12 @@ mod tests {
             start_mean: 0.0,
         };
         let mut generator = Generator::new(0, Stream::Chains, 0, 0);
-        let chains = chain.run(&target, &mut generator, 20_000, Device::Cpu, &mut |_| {});
+        let samples = chain.run(&target, &mut generator, 20_000, Device::Cpu, &mut |_| {});
         let expected = 4.0 / (1.0 - 0.4 / 8.0) * 0.75f64.powi(2); // x + s(x) = 0.75 x
-        let found = chains.samples.to_kind(Kind::Double).var(true).double_value(&[]);
+        let found = samples.to_kind(Kind::Double).var(true).double_value(&[]);
         // Standard error of a variance: sqrt(2/20000) = 1 %; bound 5 of them.
         assert!((found / expected - 1.0).abs() < 0.05, "{found} for {expected}");
-        assert_eq!(chains.evaluations_per_sample, 101);
+        assert_eq!(chain.evaluations_per_sample(), 101);
     }
 
     #[test]

@@ -2,4 +2,4 @@
 
 mod annealed;
 
-pub use annealed::{AnnealedLangevin, Chains};
+pub use annealed::{AnnealedLangevin};

@@ -1,0 +1,170 @@
+//! What can be written after `dft`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::DeviceRequest;
+use crate::data::Dataset;
+
+/// One-step samplers of unnormalised densities by Denoising Fisher Training.
+///
+/// Give it an energy, get a network that draws a sample in one forward pass. Several ranks share the work when started by
+/// an MPI launcher: mpirun -n 4 dft train CONFIG.
+#[derive(Debug, Parser)]
+#[command(
+    name = "dft",
+    version,
+    after_help = "A first run:\n  dft data mnist\n  mpirun -n 2 dft train configs/mnist.toml\n  mpirun -n 2 dft evaluate \
+                  runs/mnist\n\nExit codes: 0 done · 1 failure · 2 wrong usage or configuration, before any work · 3 \
+                  training diverged · 75 stopped by SIGTERM or SIGUSR1 after writing a checkpoint"
+)]
+pub struct Arguments {
+    /// How log lines are written to standard error.
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// Log more; twice for everything.
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a one-step sampler of the target that a configuration names.
+    Train(Train),
+    /// Fit an energy-based model to images by multi-scale denoising score matching.
+    FitEnergy(Fit),
+    /// Fit the small classifier whose features FD-LeNet is measured on.
+    FitFeatures(Fit),
+    /// Draw samples from a trained sampler into a file.
+    Sample(Sample),
+    /// Score a trained sampler beside annealed Langevin on the same energy.
+    Evaluate(Evaluate),
+    /// Draw the figures of a run.
+    Plot(Plot),
+    /// Show ranks, devices, threads and library versions, and check an all-reduce.
+    Doctor(Doctor),
+    /// Bring a data set to data/ and verify it.
+    Data(Data),
+}
+
+/// `dft train`.
+#[derive(Debug, Args)]
+pub struct Train {
+    /// Configuration, e.g. configs/quick.toml.
+    pub config: PathBuf,
+    /// Run directory [default: run.directory, or runs/<run.name>].
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// Continue the run in the run directory from its newest checkpoint.
+    #[arg(long)]
+    pub resume: bool,
+    /// Set a key of the configuration, e.g. --set train.iterations=200. Can be repeated.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// `dft fit-energy` and `dft fit-features`.
+#[derive(Debug, Args)]
+pub struct Fit {
+    /// Configuration, e.g. configs/mnist-energy.toml.
+    pub config: PathBuf,
+    /// Where the weights go [default: weights.safetensors in the run directory].
+    #[arg(long, short, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Run directory [default: run.directory, or runs/<run.name>].
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// Set a key of the configuration, e.g. --set train.iterations=200. Can be repeated.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// `dft sample`.
+#[derive(Debug, Args)]
+pub struct Sample {
+    /// A run directory, or a sampler.safetensors.
+    pub run: PathBuf,
+    /// Number of samples.
+    #[arg(short = 'n', long, default_value_t = 1000)]
+    pub number: u64,
+    /// File to write: .h5 (opens in ArviZ) or .npy.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: PathBuf,
+    /// Seed of the latents.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Leave out the noise sigma·eps that makes samples of a run at a single noise level exact.
+    #[arg(long)]
+    pub clean: bool,
+    /// Overwrite the file.
+    #[arg(long)]
+    pub force: bool,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value_t = DeviceRequest::Auto)]
+    pub device: DeviceRequest,
+}
+
+/// `dft evaluate`.
+#[derive(Debug, Args)]
+pub struct Evaluate {
+    /// Run directory of a trained sampler.
+    pub run: PathBuf,
+    /// Samples of every row of the table [default: evaluate.samples of the run].
+    #[arg(long)]
+    pub samples: Option<usize>,
+    /// Numbers of annealed Langevin steps [default: evaluate.langevin_steps of the run].
+    #[arg(long, value_delimiter = ',', value_name = "STEPS,...")]
+    pub langevin: Option<Vec<u64>>,
+    /// Seed of latents and chains.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Set a key of the run's configuration, e.g. --set evaluate.langevin_step_size=0.3. Can be repeated.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// `dft plot`.
+#[derive(Debug, Args)]
+pub struct Plot {
+    /// Run directory.
+    pub run: PathBuf,
+}
+
+/// `dft doctor`.
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// Device to check.
+    #[arg(long, value_enum, default_value_t = DeviceRequest::Auto)]
+    pub device: DeviceRequest,
+    /// Threads of a rank [default: cores over local ranks].
+    #[arg(long)]
+    pub threads: Option<usize>,
+    /// Let several ranks of one host share a GPU.
+    #[arg(long)]
+    pub share_gpus: bool,
+}
+
+/// `dft data`.
+#[derive(Debug, Args)]
+pub struct Data {
+    /// Which data set.
+    #[arg(value_enum)]
+    pub dataset: Dataset,
+    /// Where it goes [default: data/<dataset>].
+    #[arg(long, value_name = "DIR")]
+    pub directory: Option<PathBuf>,
+}

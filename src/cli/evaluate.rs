@@ -1,0 +1,186 @@
+//! `dft evaluate`: a trained sampler beside annealed Langevin on the same energy, same count, same floor.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use comfy_table::{CellAlignment, Table, presets};
+use tch::Tensor;
+use tracing::{info, warn};
+
+use super::arguments::Evaluate;
+use super::metrics::{Measure, Scores, draw_samples};
+use super::progress::Progress;
+use super::sample::load_sampler;
+use super::session::{Exit, Session};
+use super::summary::{ComparisonRow, Score, Summary};
+use crate::comm::World;
+use crate::config::{EvaluateSection, SamplerSection, TrainFile, load};
+use crate::mcmc::AnnealedLangevin;
+use crate::metric::chunks_of_rank;
+use crate::plot::labelled_grids;
+use crate::rng::{Generator, Stream};
+use crate::target::TargetAtLevel;
+
+/// Samples of each row of the picture.
+const PICTURED: i64 = 12;
+
+/// Runs the command on this rank.
+pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
+    let file = load::<TrainFile>(&arguments.run.join("config.toml"), &arguments.set);
+    let (session, mut file) = Session::start(file, |file| &file.compute)?;
+    let world = &session.world;
+    if let Some(samples) = arguments.samples {
+        file.evaluate.samples = samples;
+    }
+    if let Some(steps) = &arguments.langevin {
+        file.evaluate.langevin_steps.clone_from(steps);
+    }
+    let plan = session.prepare(file.check(world.size))?;
+    let section = &plan.file.evaluate;
+    let target = session.prepare(TargetAtLevel::load(&plan.file.target, world.device))?;
+    let sampler = session.prepare(load_sampler(&arguments.run.join("sampler.safetensors"), world.device))?;
+    let mut summary = session.prepare(Summary::read(&arguments.run.join("summary.json")))?;
+    let measure = Measure::new(section, target.target(), world).and_then(|measure| {
+        measure.context("the run has evaluate.features = \"none\", so there is nothing to measure; set it with --set")
+    });
+    let measure = session.prepare(measure)?;
+
+    // One row of the table after the other; each draws the same number of samples.
+    let mut rows = vec![ComparisonRow {
+        sampler: "real images".to_string(),
+        target_evaluations_per_sample: 0,
+        network_evaluations_per_sample: 0,
+        seconds: 0.0,
+        metrics: measure.floors(),
+    }];
+    let mut pictures = vec![("real".to_string(), measure.real(PICTURED))];
+    let started = Instant::now();
+    let scored = measure.score("", world, |chunk, rows| {
+        let sigma = sampler.output_sigma;
+        draw_samples(&sampler.network, &sampler.parameters, arguments.seed, (chunk, rows), sigma, world.device)
+    });
+    let scores = session.work(scored)?;
+    let name = format!("one step, {}", summary.method);
+    rows.push(row(&name, 0, 1, started.elapsed().as_secs_f64(), scores.metrics));
+    pictures.push((name, scores.shown));
+    let chains = langevin_plans(section, &plan.file.sampler, &target);
+    if world.is_root() && chains.is_empty() && !section.langevin_steps.is_empty() {
+        warn!("annealed Langevin needs a tempered target (target.tempered = true): its rows are left out");
+    }
+    for chain in chains {
+        let (row, shown) = session.work(langevin_row(&chain, &measure, section, &target, world, arguments.seed))?;
+        pictures.push((format!("Langevin, {} steps", chain.steps), shown));
+        rows.push(row);
+    }
+
+    if world.is_root() {
+        println!("{}", table(&rows));
+        summary.comparison = rows;
+        let written = write(&arguments.run, &summary, &pictures);
+        session.work(written)?;
+    }
+    session.work(world.collective().barrier())
+}
+
+fn row(
+    name: &str,
+    target_evaluations: u64,
+    network_evaluations: u64,
+    seconds: f64,
+    metrics: BTreeMap<String, Score>,
+) -> ComparisonRow {
+    ComparisonRow {
+        sampler: name.to_string(),
+        target_evaluations_per_sample: target_evaluations,
+        network_evaluations_per_sample: network_evaluations,
+        seconds,
+        metrics,
+    }
+}
+
+fn langevin_plans(
+    section: &EvaluateSection,
+    sampler: &SamplerSection,
+    target: &TargetAtLevel,
+) -> Vec<AnnealedLangevin> {
+    let Some(sigma0) = target.tempered_from() else { return vec![] };
+    let [sigma_first, sigma_last] = section.langevin_sigma;
+    let plan = |&steps: &u64| AnnealedLangevin {
+        steps,
+        sigma_first,
+        sigma_last,
+        sigma0,
+        step_size: section.langevin_step_size,
+        start_mean: sampler.initial_offset,
+    };
+    section.langevin_steps.iter().map(plan).collect()
+}
+
+fn langevin_row(
+    chain: &AnnealedLangevin,
+    measure: &Measure,
+    section: &EvaluateSection,
+    target: &TargetAtLevel,
+    world: &World,
+    seed: u64,
+) -> Result<(ComparisonRow, Tensor)> {
+    let name = format!("annealed Langevin, {} steps", chain.steps);
+    let chunks = chunks_of_rank(section.samples as i64, world).count() as u64;
+    let mut progress = Progress::new("Langevin", 0, chunks * chain.steps, world.is_root());
+    let mut steps_before = 0;
+    let started = Instant::now();
+    let Scores { metrics, shown, .. } = measure.score("", world, |chunk, rows| {
+        let mut generator = Generator::new(seed, Stream::Chains, chain.steps, chunk);
+        let samples = chain.run(target.target(), &mut generator, rows, world.device, &mut |done| {
+            progress.set(steps_before + done, || format!("{} steps", chain.steps));
+        });
+        steps_before += chain.steps;
+        samples
+    })?;
+    progress.finish();
+    let seconds = started.elapsed().as_secs_f64();
+    Ok((row(&name, chain.evaluations_per_sample(), 0, seconds, metrics), shown))
+}
+
+fn table(rows: &[ComparisonRow]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    let first = &rows[0].metrics;
+    let samples = first.values().next().map_or(0, |score| score.samples);
+    let mut header = vec!["sampler".to_string(), "energy gradients a sample".to_string(), format!("seconds for {samples}")];
+    header.extend(first.keys().map(|name| match name.as_str() {
+        "fd_lenet" => "FD-LeNet".to_string(),
+        "fd" => "FD".to_string(),
+        "pixel_deviation" => "pixel sd".to_string(),
+        other => other.to_string(),
+    }));
+    table.set_header(header);
+    for row in rows {
+        let mut cells = vec![row.sampler.clone(), row.target_evaluations_per_sample.to_string()];
+        cells.push(if row.seconds > 0.0 { format!("{:.2}", row.seconds) } else { "–".to_string() });
+        cells.extend(first.keys().map(|name| row.metrics.get(name).map_or("–".into(), |s| format!("{:.3}", s.value))));
+        table.add_row(cells);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+fn write(run: &Path, summary: &Summary, pictures: &[(String, Tensor)]) -> Result<()> {
+    summary.write(&run.join("summary.json"))?;
+    let is_image = pictures.iter().all(|(_, samples)| samples.dim() == 4);
+    if is_image {
+        let rows: Vec<(String, Tensor)> = pictures
+            .iter()
+            .map(|(name, samples)| (name.clone(), samples.narrow(0, 0, samples.size()[0].min(PICTURED))))
+            .collect();
+        let path = run.join("figures").join("comparison.png");
+        std::fs::create_dir_all(run.join("figures"))?;
+        labelled_grids(&rows, &path)?;
+        info!("picture in {}", path.display());
+    }
+    Ok(())
+}

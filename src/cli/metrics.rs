@@ -1,0 +1,170 @@
+//! Scoring samples against a run's reference: the same measurement for a sampler and for MCMC.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use tch::{Device, Tensor, no_grad};
+
+use super::summary::Score;
+use crate::comm::World;
+use crate::config::{EvaluateSection, FeaturesKind, SigmaPath};
+use crate::data::{Mnist, Split};
+use crate::metric::{Extractor, Moments, PixelSpread, Reference, chunks_of_rank};
+use crate::model::{Parameters, SamplerNetwork};
+use crate::rng::{Generator, Stream};
+use crate::target::Target;
+
+/// How many samples of an evaluation are kept for pictures and records.
+pub const SHOWN: i64 = 100;
+
+/// A reference and its floor for a number of samples.
+pub struct Measure {
+    reference: Reference,
+    samples: i64,
+    fd_floor: f64,
+    deviation_floor: Option<f64>,
+}
+
+/// The scores of a set of samples.
+pub struct Scores {
+    /// Metrics by name.
+    pub metrics: BTreeMap<String, Score>,
+    /// Sums over the features, for the record.
+    pub moments: Moments,
+    /// The first samples, the same on all ranks, on the CPU.
+    pub shown: Tensor,
+}
+
+impl Measure {
+    /// Loads the reference that the configuration asks for; `None` if it asks for no Fréchet distance.
+    ///
+    /// # Errors
+    /// If data or extractor cannot be used, do not fit the target, or there are fewer real samples than the floor needs.
+    pub fn new(section: &EvaluateSection, target: &dyn Target, world: &World) -> Result<Option<Self>> {
+        let file = || section.features_file.clone().unwrap_or_default();
+        let extractor = match section.features {
+            FeaturesKind::None => return Ok(None),
+            FeaturesKind::Identity => {
+                let Some(reference) = Reference::exact(target, world)? else {
+                    anyhow::bail!(
+                        "evaluate.features = \"identity\" compares with exact samples, and this target has no sampler; \
+                         choose \"lenet\", \"torchscript\" or \"none\""
+                    );
+                };
+                return Self::of(reference, section, world, false).map(Some);
+            }
+            FeaturesKind::Lenet => Extractor::lenet(&file(), world.device)?,
+            FeaturesKind::Torchscript => Extractor::torchscript(&file(), target.shape(), world.device)?,
+        };
+        let images = Mnist::load(&section.data)?.images(Split::Train);
+        if images.size()[1..] != *target.shape() {
+            anyhow::bail!(
+                "evaluate.data holds images {:?} and the target makes {:?}; set evaluate.features = \"none\"",
+                &images.size()[1..],
+                target.shape()
+            );
+        }
+        Self::of(Reference::new(extractor, &images, world)?, section, world, true).map(Some)
+    }
+
+    fn of(reference: Reference, section: &EvaluateSection, world: &World, is_image: bool) -> Result<Self> {
+        let samples = section.samples as i64;
+        if samples > reference.largest() {
+            anyhow::bail!(
+                "evaluate.samples = {samples}, and the floor needs as many real samples beside the reference, of which \
+                 there are {}; choose that or fewer",
+                reference.largest()
+            );
+        }
+        let (fd_floor, deviation) = reference.floor(samples, world)?;
+        Ok(Measure { reference, samples, fd_floor, deviation_floor: is_image.then_some(deviation) })
+    }
+
+    /// The reference.
+    pub fn reference(&self) -> &Reference {
+        &self.reference
+    }
+
+    /// Real samples for a picture.
+    pub fn real(&self, rows: i64) -> Tensor {
+        self.reference.real(rows.min(self.samples))
+    }
+
+    /// Scores of the real samples themselves: the floors.
+    pub fn floors(&self) -> BTreeMap<String, Score> {
+        self.named("", self.fd_floor, self.deviation_floor)
+    }
+
+    fn named(&self, suffix: &str, fd: f64, deviation: Option<f64>) -> BTreeMap<String, Score> {
+        let samples = self.samples as u64;
+        let fd_name = format!("{}{suffix}", self.reference.extractor().metric());
+        let mut metrics = BTreeMap::from([(fd_name, Score { value: fd, floor: self.fd_floor, samples })]);
+        if let (Some(value), Some(floor)) = (deviation, self.deviation_floor) {
+            metrics.insert(format!("pixel_deviation{suffix}"), Score { value, floor, samples });
+        }
+        metrics
+    }
+
+    /// Scores what `draw`(chunk, rows) returns for the chunks of this rank; all ranks together draw as many samples as the
+    /// floor was measured with.
+    ///
+    /// # Errors
+    /// If a collective fails.
+    pub fn score(
+        &self,
+        suffix: &str,
+        world: &World,
+        mut draw: impl FnMut(u64, i64) -> Tensor,
+    ) -> Result<Scores> {
+        let mut moments = self.reference.empty();
+        let dimension = self.reference.real(1).numel() as i64;
+        let mut spread = PixelSpread::new(dimension);
+        let mut shown = None;
+        for (chunk, rows) in chunks_of_rank(self.samples, world) {
+            let x = draw(chunk, rows);
+            moments.add(&self.reference.extractor().features(&x));
+            spread.add(&x);
+            if chunk == 0 {
+                shown = Some(x.narrow(0, 0, rows.min(SHOWN)).contiguous());
+            }
+        }
+        moments.merge(world)?;
+        spread.merge(world)?;
+        // Chunk 0 belongs to rank 0; the others make room for what it sends.
+        let shape = [&[self.samples.min(SHOWN)], &self.reference.real(1).size()[1..]].concat();
+        let mut shown = shown.unwrap_or_else(|| Tensor::zeros(shape, (tch::Kind::Float, world.device)));
+        world.collective().broadcast(&mut shown, 0)?;
+        let fd = moments.distance(self.reference.moments());
+        let deviation = self.deviation_floor.map(|_| spread.value());
+        Ok(Scores { metrics: self.named(suffix, fd, deviation), moments, shown: shown.to_device(Device::Cpu) })
+    }
+}
+
+/// The noise that makes samples of a finished run exact: the level that training ends at if it is a single one and the target is
+/// not tempered, otherwise 0.
+///
+/// At a single level sigma the optimum is that x0 + sigma·eps has the target's distribution; over a band with a tempered
+/// target it is x0 itself.
+pub fn output_sigma(sigma: &SigmaPath, is_tempered: bool) -> f64 {
+    let (low, high) = sigma.band(1.0);
+    if is_tempered || low != high { 0.0 } else { low }
+}
+
+/// Samples of chunk `chunk`: x0 + sigma·eps `[rows, …]`; the same on any number of ranks.
+pub fn draw_samples(
+    network: &SamplerNetwork,
+    parameters: &Parameters,
+    seed: u64,
+    (chunk, rows): (u64, i64),
+    sigma: f64,
+    device: Device,
+) -> Tensor {
+    let mut generator = Generator::new(seed, Stream::Evaluation, 0, chunk);
+    let z = generator.normal(&network.latent_shape(rows)).to_device(device);
+    let x0 = no_grad(|| network.forward(parameters.frozen(), &z));
+    if sigma == 0.0 {
+        return x0;
+    }
+    let eps = generator.normal(&x0.size()).to_device(device);
+    x0 + eps * sigma
+}

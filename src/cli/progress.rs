@@ -1,0 +1,99 @@
+//! What a person sees while a command works: log lines, and a progress bar on a terminal.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+use super::arguments::LogFormat;
+
+/// Seconds between log lines of progress where there is no terminal.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// Starts logging to standard error.
+pub fn start_log(format: LogFormat, verbose: u8) {
+    let level = ["info", "debug", "trace"][usize::from(verbose.min(2))];
+    let filter = EnvFilter::try_from_env("DFT_LOG").unwrap_or_else(|_| EnvFilter::new(format!("dft={level}")));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    match format {
+        LogFormat::Json => log.json().flatten_event(true).init(),
+        LogFormat::Text => log.without_time().with_ansi(std::io::stderr().is_terminal()).init(),
+    }
+}
+
+/// Progress of one long piece of work: a bar on a terminal, a line every few seconds elsewhere. Silent on
+/// all ranks but one.
+pub struct Progress {
+    what: &'static str,
+    total: u64,
+    display: Display,
+    started: Instant,
+    last_line: Option<Instant>,
+    first: u64,
+}
+
+enum Display {
+    Silent,
+    Lines,
+    Bar(ProgressBar),
+}
+
+impl Progress {
+    /// Starts at `done` of `total` steps. `is_shown` on one rank only.
+    pub fn new(what: &'static str, done: u64, total: u64, is_shown: bool) -> Self {
+        // The log's format is not known here; JSON lines and a bar exclude each other because JSON is for pipes.
+        let display = match (is_shown, std::io::stderr().is_terminal()) {
+            (false, _) => Display::Silent,
+            (true, false) => Display::Lines,
+            (true, true) => {
+                let style = ProgressStyle::with_template(
+                    "{prefix} {wide_bar:.cyan/dim} {pos}/{len} · {per_sec} · {eta} left · {msg}",
+                );
+                let bar = ProgressBar::new(total).with_prefix(what).with_position(done);
+                if let Ok(style) = style {
+                    bar.set_style(style.progress_chars("━━─"));
+                }
+                bar.reset_eta();
+                Display::Bar(bar)
+            }
+        };
+        Progress { what, total, display, started: Instant::now(), last_line: None, first: done }
+    }
+
+    /// Shows that `done` steps are done; `message` is made only when it is shown.
+    pub fn set(&mut self, done: u64, message: impl FnOnce() -> String) {
+        match &self.display {
+            Display::Silent => {}
+            Display::Bar(bar) => {
+                bar.set_position(done);
+                bar.set_message(message());
+            }
+            Display::Lines => {
+                let now = Instant::now();
+                let is_due = self.last_line.is_none_or(|last| now - last >= LINE_EVERY);
+                if is_due || done == self.total {
+                    self.last_line = Some(now);
+                    let seconds = (now - self.started).as_secs_f64();
+                    let rate = (done - self.first) as f64 / seconds.max(1e-9);
+                    let left = if rate > 0.0 { (self.total - done) as f64 / rate } else { f64::NAN };
+                    info!(
+                        "{} {done:>width$}/{} · {rate:.3} a second · {left:.0} s left · {}",
+                        self.what,
+                        self.total,
+                        message(),
+                        width = self.total.to_string().len()
+                    );
+                }
+            }
+        }
+    }
+
+    /// Removes the bar.
+    pub fn finish(self) {
+        if let Display::Bar(bar) = self.display {
+            bar.finish_and_clear();
+        }
+    }
+}

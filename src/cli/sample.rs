@@ -1,0 +1,89 @@
+//! `dft sample`: draws from a trained sampler into a file.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use tch::{Device, Tensor};
+use tracing::info;
+
+use super::arguments::Sample;
+use super::metrics::draw_samples;
+use super::progress::Progress;
+use super::session::{Exit, Session};
+use crate::model::{Parameters, SamplerNetwork, SamplerSpec, WeightsFile};
+use crate::record::write_samples_file;
+
+/// Rows drawn at once.
+const CHUNK: i64 = 100;
+
+/// A trained sampler.
+pub struct Sampler {
+    /// The network.
+    pub network: SamplerNetwork,
+    /// Its averaged weights.
+    pub parameters: Parameters,
+    /// Noise that makes its samples exact; 0 if x0 itself is the sample.
+    pub output_sigma: f64,
+}
+
+/// Reads a sampler that `dft train` wrote.
+///
+/// # Errors
+/// If its weights are missing, damaged, or not those of a sampler.
+pub fn load_sampler(path: &Path, device: Device) -> Result<Sampler> {
+    let file = WeightsFile::load(path)?;
+    let spec: SamplerSpec = file.described("sampler")?;
+    let network = SamplerNetwork::new(&spec).map_err(anyhow::Error::msg)?;
+    let parameters = Parameters::from_file(network.layout(), &file, device)?;
+    Ok(Sampler { network, parameters, output_sigma: file.described("output_sigma")? })
+}
+
+/// Runs the command on this rank; sampling is one pass, so one rank does it.
+pub fn run(arguments: &Sample) -> Result<(), Exit> {
+    let session = Session::start_on(arguments.device)?;
+    let device = session.world.device;
+    let prepared = session.prepare_on_root(|| -> Result<Sampler> {
+        check_output(&arguments.output, arguments.force)?;
+        load_sampler(&weights_path(&arguments.run), device)
+    })?;
+    let Some(sampler) = prepared else { return Ok(()) };
+    let samples = draw(arguments, &sampler, device);
+    session.work(
+        write_samples_file(&arguments.output, &samples, arguments.force)
+            .with_context(|| format!("cannot write samples to {}", arguments.output.display())),
+    )?;
+    info!("{} samples {:?} in {}", arguments.number, &samples.size()[1..], arguments.output.display());
+    Ok(())
+}
+
+fn weights_path(run: &Path) -> PathBuf {
+    if run.is_dir() { run.join("sampler.safetensors") } else { run.to_path_buf() }
+}
+
+fn check_output(path: &Path, force: bool) -> Result<()> {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("h5" | "npy") => {}
+        _ => bail!("--output {} should end in .h5 or .npy", path.display()),
+    }
+    if path.exists() && !force {
+        bail!("{} exists; add --force to overwrite it", path.display());
+    }
+    Ok(())
+}
+
+fn draw(arguments: &Sample, sampler: &Sampler, device: Device) -> Tensor {
+    let sigma = if arguments.clean { 0.0 } else { sampler.output_sigma };
+    let total = arguments.number as i64;
+    let mut progress = Progress::new("sample", 0, arguments.number, total > 100 * CHUNK);
+    let chunks: Vec<Tensor> = (0..(total + CHUNK - 1) / CHUNK)
+        .map(|chunk| {
+            let rows = CHUNK.min(total - chunk * CHUNK);
+            let at = (chunk as u64, rows);
+            let x = draw_samples(&sampler.network, &sampler.parameters, arguments.seed, at, sigma, device);
+            progress.set((chunk * CHUNK + rows) as u64, String::new);
+            x.to_device(Device::Cpu)
+        })
+        .collect();
+    progress.finish();
+    Tensor::cat(&chunks, 0)
+}
