@@ -1,1 +1,16 @@
-//! data
+//! Data sets: bringing their files to `data/`, and reading them once their content is verified.
+//!
+//! Nothing here guesses: a file is the one whose SHA-256 is written in the table of [`Dataset`], wherever its
+//! bytes came from, or it is refused.
+
+mod dataset;
+mod fetch;
+mod http;
+mod idx;
+mod mnist;
+mod packages;
+mod verify;
+
+pub use dataset::{DataFile, Dataset};
+pub use fetch::{FetchReport, fetch};
+pub use mnist::{Mnist, Split};
