@@ -1,0 +1,138 @@
+//! Collectives over MPI, on tensors in host memory.
+//!
+//! MPI's own errors are fatal by its default, so a call either succeeds or ends the job.
+
+use std::cell::RefCell;
+
+use bytemuck::Pod;
+use mpi::collective::SystemOperation;
+use mpi::topology::SimpleCommunicator;
+use mpi::traits::{Communicator, CommunicatorCollectives, Equivalence, Root};
+use tch::{Device, Kind, Tensor};
+
+use super::{Collective, CommError, check_buffer, check_root};
+
+/// Bytes summed by one call. MPI sums from one buffer into another, so each piece is copied out
+/// first; a piece that fits the cache makes that copy nearly free. Measured on 2 ranks of one host, shared
+/// memory, 16 MiB: 9.4 ms in such pieces, 18 ms in one.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// Elements moved by one call: MPI counts them in a C int.
+const PIECE_ELEMENTS: usize = 1 << 28;
+
+/// All ranks of the job, tensors on the CPU.
+pub(super) struct Mpi {
+    world: SimpleCommunicator,
+    /// `PIECE_BYTES` of send buffer; `u64` for the alignment of every element type.
+    piece: RefCell<Vec<u64>>,
+}
+
+impl Mpi {
+    /// Needs MPI to be initialised.
+    pub(super) fn new() -> Self {
+        Mpi {
+            world: SimpleCommunicator::world(),
+            piece: RefCell::default(),
+        }
+    }
+
+    fn size(&self) -> usize {
+        self.world.size() as usize
+    }
+
+    fn sum<T: Element>(&self, buffer: &mut Tensor) {
+        let mut piece = self.piece.borrow_mut();
+        piece.resize(PIECE_BYTES / size_of::<u64>(), 0);
+        let piece: &mut [T] = bytemuck::cast_slice_mut(&mut piece);
+        for sums in elements::<T>(buffer).chunks_mut(piece.len()) {
+            let own = &mut piece[..sums.len()];
+            own.copy_from_slice(sums);
+            self.world.all_reduce_into(own, sums, SystemOperation::sum());
+        }
+    }
+
+    fn gather<T: Element>(&self, own: &mut Tensor, all: &mut Tensor) {
+        self.world.all_gather_into(elements::<T>(own), elements::<T>(all));
+    }
+
+    fn send_from<T: Element>(&self, root: usize, buffer: &mut Tensor) {
+        let root = self.world.process_at_rank(root as i32);
+        for piece in elements::<T>(buffer).chunks_mut(PIECE_ELEMENTS) {
+            root.broadcast_into(piece);
+        }
+    }
+}
+
+impl Collective for Mpi {
+    fn all_reduce_sum(&self, buffer: &mut Tensor) -> Result<(), CommError> {
+        check_buffer("mpi", Device::Cpu, buffer)?;
+        match buffer.kind() {
+            Kind::Float => self.sum::<f32>(buffer),
+            Kind::Double => self.sum::<f64>(buffer),
+            _ => self.sum::<i64>(buffer),
+        }
+        Ok(())
+    }
+
+    fn all_gather(&self, buffer: &Tensor) -> Result<Vec<Tensor>, CommError> {
+        check_buffer("mpi", Device::Cpu, buffer)?;
+        let mut shape = buffer.size();
+        shape.insert(0, self.size() as i64);
+        if i32::try_from(buffer.numel() * self.size()).is_err() {
+            return Err(CommError::Backend {
+                backend: "mpi",
+                message: format!(
+                    "{shape:?} has more elements than one gather can hold (2^31 - 1); gather in parts"
+                ),
+            });
+        }
+        let mut all = Tensor::zeros(shape, (buffer.kind(), Device::Cpu));
+        let mut own = buffer.shallow_clone();
+        match buffer.kind() {
+            Kind::Float => self.gather::<f32>(&mut own, &mut all),
+            Kind::Double => self.gather::<f64>(&mut own, &mut all),
+            _ => self.gather::<i64>(&mut own, &mut all),
+        }
+        Ok(all.unbind(0))
+    }
+
+    fn broadcast(&self, buffer: &mut Tensor, root: usize) -> Result<(), CommError> {
+        check_root("mpi", root, self.size())?;
+        check_buffer("mpi", Device::Cpu, buffer)?;
+        match buffer.kind() {
+            Kind::Float => self.send_from::<f32>(root, buffer),
+            Kind::Double => self.send_from::<f64>(root, buffer),
+            _ => self.send_from::<i64>(root, buffer),
+        }
+        Ok(())
+    }
+
+    fn barrier(&self) -> Result<(), CommError> {
+        self.world.barrier();
+        Ok(())
+    }
+}
+
+/// Element types that `check_buffer` lets through, known to tch and to MPI.
+trait Element: tch::kind::Element + Equivalence + Pod {}
+impl Element for f32 {}
+impl Element for f64 {}
+impl Element for i64 {}
+
+/// The memory of a tensor that `check_buffer` has passed, in place: gradients are megabytes, and
+/// tch's safe way would copy them out and back in around every call.
+fn elements<T: Element>(buffer: &mut Tensor) -> &mut [T] {
+    assert_eq!(buffer.kind(), T::KIND, "element type does not match the tensor");
+    assert!(
+        buffer.device() == Device::Cpu && buffer.is_contiguous(),
+        "buffer was not checked"
+    );
+    if buffer.numel() == 0 {
+        return &mut []; // libtorch may give an empty tensor a null pointer
+    }
+    // SAFETY: a contiguous CPU tensor of this kind owns `numel` elements of `T` from `data_ptr` on,
+    // all of them initialised (receive buffers are made of zeros). The slice borrows the tensor, which
+    // keeps the storage alive; other tensors over the same storage are not touched meanwhile,
+    // because this rank's only thread of tensor work is the one inside the collective.
+    unsafe { std::slice::from_raw_parts_mut(buffer.data_ptr().cast::<T>(), buffer.numel()) }
+}
