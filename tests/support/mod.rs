@@ -1,0 +1,142 @@
+//! Starting real processes under mpirun, for tests.
+
+// Every test binary compiles this module for itself and uses its own part of it.
+#![allow(dead_code)]
+
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// `mpirun` for `ranks` processes on this host: unbound, as many as asked whatever the cores.
+/// Append the program and its arguments.
+///
+/// It is the one on the PATH, or that of the virtual environment beside Cargo.toml.
+///
+/// # Panics
+/// If there is none: a test of several ranks that did not run has not passed.
+pub fn mpirun(ranks: usize) -> Command {
+    let program = find_mpirun().expect(
+        "no mpirun on the PATH or in .venv/bin; run launch/setup.sh, or install Open MPI, to test several ranks",
+    );
+    let mut command = Command::new(&program);
+    // A virtual environment holds an Open MPI that was moved after its installation.
+    let prefix = program
+        .parent()
+        .and_then(Path::parent)
+        .filter(|prefix| prefix.join("pyvenv.cfg").exists());
+    if let Some(prefix) = prefix {
+        command.env("OPAL_PREFIX", prefix);
+    }
+    if is_open_mpi(&program, prefix) {
+        command.args(["--bind-to", "none", "--oversubscribe"]);
+        // Shared memory alone, without a search for networks: start-up 0.8 s instead of 2.2 s.
+        command.args(["--mca", "pml", "ob1", "--mca", "btl", "^ofi,tcp"]);
+        if std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0) {
+            command.arg("--allow-run-as-root");
+        }
+    }
+    command.arg("-n").arg(ranks.to_string());
+    command
+}
+
+fn find_mpirun() -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin");
+    std::env::split_paths(&path)
+        .chain([venv])
+        .map(|folder| folder.join("mpirun"))
+        .find(|file| file.is_file())
+}
+
+/// The options above are Open MPI's; other launchers need and know none of them.
+fn is_open_mpi(program: &Path, prefix: Option<&Path>) -> bool {
+    let mut command = Command::new(program);
+    command
+        .arg("--version")
+        .envs(prefix.map(|prefix| ("OPAL_PREFIX", prefix)));
+    let said = command.output().expect("mpirun can be run").stdout;
+    String::from_utf8_lossy(&said).contains("Open MPI")
+}
+
+/// What became of a command.
+#[derive(Debug)]
+pub struct Finished {
+    /// Its exit code.
+    pub code: i32,
+    /// Standard output, then standard error.
+    pub output: String,
+    /// From start to end.
+    pub elapsed: Duration,
+}
+
+/// Runs a command to its end.
+///
+/// # Panics
+/// If it takes longer than `limit` (the command is killed), or dies from a signal.
+pub fn run_within(mut command: Command, limit: Duration) -> Finished {
+    let start = Instant::now();
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
+    let output = [
+        read_all(child.stdout.take().expect("stdout is piped")),
+        read_all(child.stderr.take().expect("stderr is piped")),
+    ];
+    let status = loop {
+        match child.try_wait().expect("the child can be waited for") {
+            Some(status) => break Some(status),
+            None if start.elapsed() > limit => break None,
+            None => std::thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    let elapsed = start.elapsed();
+    if status.is_none() {
+        child.kill().expect("the child can be killed");
+        let _ = child.wait();
+    }
+    let output: String = output
+        .into_iter()
+        .map(|reader| reader.join().expect("the reader ends"))
+        .collect();
+    let Some(status) = status else {
+        panic!("{command:?} runs for more than {limit:?}:\n{output}")
+    };
+    let code = status
+        .code()
+        .unwrap_or_else(|| panic!("{command:?} got signal {:?}:\n{output}", status.signal()));
+    Finished {
+        code,
+        output,
+        elapsed,
+    }
+}
+
+fn read_all(mut pipe: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        pipe.read_to_end(&mut bytes)
+            .expect("the child's output can be read");
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
+}
+
+/// Runs one `#[ignore]`d test of the calling test binary, `body`, on several ranks: so a test
+/// brings its own program, and no helper is built or shipped.
+pub fn run_body(ranks: usize, body: &str, environment: &[(&str, &str)]) -> Finished {
+    let mut command = mpirun(ranks);
+    command.envs(environment.iter().copied());
+    append_body(&mut command, body);
+    run_within(command, Duration::from_secs(60))
+}
+
+/// Appends the calling test binary and what makes it run `body` only.
+pub fn append_body(command: &mut Command, body: &str) {
+    command.arg(std::env::current_exe().expect("this test has a path"));
+    command.args(["--ignored", "--exact", body, "--nocapture", "--test-threads=1"]);
+}
