@@ -25,7 +25,10 @@ fn main() {
     }
     fact("DFT_COMMIT", &commit());
     fact("DFT_BUILD_TARGET", &env::var("TARGET").unwrap_or_else(|_| "unknown".to_owned()));
-    fact("DFT_BUILD_RUSTC", &first_line(Command::new(env::var_os("RUSTC").unwrap_or("rustc".into())).arg("-V")));
+    fact(
+        "DFT_BUILD_RUSTC",
+        &first_line(Command::new(env::var_os("RUSTC").unwrap_or("rustc".into())).arg("-V")),
+    );
     fact("DFT_BUILD_LIBTORCH", &libtorch_version(&libtorch));
     // Empty unless MPI is a relocated Open MPI, which a process started without mpirun finds only by OPAL_PREFIX.
     fact("DFT_BUILD_OPAL_PREFIX", &mpi.opal_prefix);
@@ -64,7 +67,8 @@ fn cuda_library_directories(libtorch: &Path) -> Vec<PathBuf> {
 fn libtorch_version(libtorch: &Path) -> String {
     let file = libtorch.join("version.py");
     println!("cargo:rerun-if-changed={}", file.display());
-    let text = std::fs::read_to_string(file).or_else(|_| std::fs::read_to_string(libtorch.join("build-version")));
+    let text =
+        std::fs::read_to_string(file).or_else(|_| std::fs::read_to_string(libtorch.join("build-version")));
     let text = text.unwrap_or_default();
     // version.py of the wheel says `__version__ = '2.11.0+cu130'`; build-version of the zip is the bare number.
     let version = text.lines().find_map(|line| line.strip_prefix("__version__ = ")).unwrap_or(text.trim());
@@ -82,16 +86,19 @@ fn mpi() -> Mpi {
         println!("cargo:rerun-if-env-changed={name}");
     }
     let mpicc = env::var("MPICC").unwrap_or_else(|_| "mpicc".to_owned());
-    let Ok(output) = Command::new(&mpicc).arg("-show").output() else {
+    let shown = Command::new(&mpicc).arg("-show").output().ok().filter(|output| output.status.success());
+    let Some(output) = shown else {
         stop(&[
-            &format!("wanted an MPI compiler wrapper, found none named {mpicc}"),
+            &format!("wanted an MPI compiler wrapper, found none that works as {mpicc}"),
             "run `launch/setup.sh`, or load your cluster's MPI module; then `source launch/env.sh`",
         ]);
     };
-    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    let command_line = String::from_utf8_lossy(&output.stdout);
     let mut library_directories: Vec<PathBuf> = Vec::new();
-    for word in shown.split_whitespace() {
-        let Some(directory) = word.strip_prefix("-L").map(|path| PathBuf::from(path.trim_matches(['"', '\'']))) else {
+    for word in command_line.split_whitespace() {
+        let Some(directory) =
+            word.strip_prefix("-L").map(|path| PathBuf::from(path.trim_matches(['"', '\''])))
+        else {
             continue;
         };
         let is_default = DEFAULT_LIBRARY_DIRECTORIES.iter().any(|default| directory == Path::new(default));
@@ -107,7 +114,9 @@ fn mpi() -> Mpi {
 fn commit() -> String {
     let head = git(&["symbolic-ref", "-q", "HEAD"]).unwrap_or_default();
     for name in ["HEAD", "logs/HEAD", "packed-refs", &head] {
-        let Some(path) = git(&["rev-parse", "--git-path", name]).filter(|_| !name.is_empty()) else { continue };
+        let Some(path) = git(&["rev-parse", "--git-path", name]).filter(|_| !name.is_empty()) else {
+            continue;
+        };
         // A watched file that does not exist would make cargo rebuild every time.
         if Path::new(&path).exists() {
             println!("cargo:rerun-if-changed={path}");
@@ -125,7 +134,10 @@ fn git(arguments: &[&str]) -> Option<String> {
 
 fn first_line(command: &mut Command) -> String {
     let output = command.output().map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-    output.ok().and_then(|text| text.lines().next().map(str::to_owned)).unwrap_or_else(|| "unknown".to_owned())
+    output
+        .ok()
+        .and_then(|text| text.lines().next().map(str::to_owned))
+        .unwrap_or_else(|| "unknown".to_owned())
 }
 
 fn fact(name: &str, value: &str) {

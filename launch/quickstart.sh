@@ -22,8 +22,9 @@ elif [[ -n $(find "$run/checkpoints" -name '*.safetensors' -print -quit 2>/dev/n
     dft train "$config" --run "$run" --resume
 else
     if [[ -e $run ]]; then
-        echo "$run stopped before its first checkpoint: moving it to $run.stopped-$(date +%Y%m%d-%H%M%S)"
-        mv "$run" "$run.stopped-$(date +%Y%m%d-%H%M%S)"
+        aside=$run.stopped-$(date +%Y%m%d-%H%M%S)
+        echo "$run stopped before its first checkpoint: moving it to $aside"
+        mv "$run" "$aside"
     fi
     dft train "$config" --run "$run"
 fi

@@ -84,7 +84,7 @@ make_venv() {
     local identity='import sys; print(sys.version_info[:2])'
     # Scripts in .venv/bin name their interpreter by its full path, so a moved project shows there.
     if [[ $("$venv/bin/python" -c "$identity" 2>/dev/null) == "$("$python" -c "$identity")" ]] &&
-        head -1 "$venv/bin/pip" 2>/dev/null | grep -qF "$venv/bin/"; then
+        head -2 "$venv/bin/pip" 2>/dev/null | grep -qF "$venv/bin/"; then
         end present
     else
         # Unfinished, moved or of another Python: nothing in it can be relied on.
@@ -107,7 +107,7 @@ install() {
         return
     fi
     # pip believes an interrupted installation to be whole, so then everything is laid down again.
-    if [[ -e $stamp.unfinished || -e $stamp && ! -e $proof ]]; then repair=(--ignore-installed); fi
+    if [[ -e $stamp.unfinished || ! -e $proof ]]; then repair=(--ignore-installed); fi
     touch "$stamp.unfinished"
     if ! "$venv/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
         "${repair[@]}" "$@" >"$state/pip.log" 2>&1 || [[ ! -e $proof ]]; then
