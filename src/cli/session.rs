@@ -101,6 +101,17 @@ pub fn start_failed(error: &CommError) -> Exit {
     Exit(USAGE)
 }
 
+/// Reports an error that has not been agreed on: ranks that could not start, or a check that failed.
+pub fn report(error: &anyhow::Error) -> Exit {
+    match error.downcast_ref::<CommError>() {
+        Some(start) => start_failed(start),
+        None => {
+            error!("{error:#}");
+            Exit(FAILURE)
+        }
+    }
+}
+
 /// Prints clap's help or error from rank 0 alone.
 pub fn report_usage(error: &clap::Error) -> ExitCode {
     // Under a launcher ranks must meet before they leave, or the launcher kills those still printing.

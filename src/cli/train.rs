@@ -41,7 +41,8 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
     let opened = session.prepare_on_root(|| open(&path, arguments.resume))?;
     let (directory, checkpoint) = opened.map_or((None, None), |(directory, found)| (Some(directory), found));
     // All ranks read the checkpoint that rank 0 chose.
-    let checkpoint = world.broadcast_string(checkpoint.map(|path| path.display().to_string()));
+    let chosen = checkpoint.map_or(String::new(), |path| path.display().to_string());
+    let checkpoint = world.broadcast_string(world.is_root().then_some(chosen));
     if !checkpoint.is_empty() {
         session.prepare(state.restore(Path::new(&checkpoint), &plan))?;
     }
