@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::layers::per_row;
 use super::mlp::Mlp;
@@ -111,6 +111,6 @@ impl ScoreNetwork {
     /// Denoising score-matching loss per row and per unit of weight, |sigma·s_phi(x, sigma) + eps|², `[B]`.
     pub fn denoising_loss(score: &Tensor, eps: &Tensor, sigma: &Tensor) -> Tensor {
         let residual = score * per_row(sigma, score) + eps;
-        residual.square().flatten(1, -1).sum_dim_intlist(1i64, false, Kind::Float)
+        residual.square().flatten(1, -1).sum_dim_intlist(1i64, false, None)
     }
 }
