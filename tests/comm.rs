@@ -374,5 +374,5 @@ fn doctor_checks_an_all_reduce_over_all_ranks() {
 #[test]
 #[ignore = "a body: runs under mpirun"]
 fn body_doctor() {
-    dft::cli::doctor::run(DeviceRequest::Auto, Some(1)).unwrap();
+    dft::cli::doctor::run(DeviceRequest::Auto, Some(1), false).unwrap();
 }
