@@ -142,6 +142,8 @@ fn on_cuda_two_ranks_train_like_two_cpu_ranks() {
             .args(["train", "configs/quick.toml", "--run"])
             .arg(&run);
         command.args(["--set", &format!("compute.device={device}")]);
+        // Compared from the very first update on; a few iterations are enough.
+        command.args(["--set", "train.warmup_updates=0", "--set", "train.iterations=20"]);
         if device == "cuda" {
             command.args(["--set", "compute.share_gpus=true"]);
         }
