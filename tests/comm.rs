@@ -123,7 +123,10 @@ fn body_control() {
     assert!(world.any(world.rank == last) && !world.any(false));
     let name = world.broadcast_string(world.is_root().then(|| "r\u{e9}sum\u{e9}".to_string()));
     assert_eq!(name, "r\u{e9}sum\u{e9}");
-    assert_eq!(world.broadcast_string(world.is_root().then(String::new)), "");
+    assert_eq!(
+        world.broadcast_string((!world.is_root()).then(|| "not rank 0's".to_string())),
+        ""
+    );
     // Texts of different lengths, rank 0's empty.
     let texts: Vec<_> = (0..world.size).map(|rank| "x".repeat(rank)).collect();
     assert_eq!(world.gather_strings(&texts[world.rank]), texts);
@@ -374,5 +377,5 @@ fn doctor_checks_an_all_reduce_over_all_ranks() {
 #[test]
 #[ignore = "a body: runs under mpirun"]
 fn body_doctor() {
-    dft::cli::doctor::run(DeviceRequest::Auto, Some(1)).unwrap();
+    dft::cli::doctor::run(DeviceRequest::Auto, Some(1), false).unwrap();
 }

@@ -391,6 +391,34 @@ mod tests {
     }
 
     #[test]
+    fn watchdog_ends_a_process_that_does_not_get_on() {
+        let program = std::env::current_exe().unwrap();
+        let body = [
+            "--ignored",
+            "--exact",
+            "comm::nccl::tests::body_stuck",
+            "--nocapture",
+        ];
+        let output = std::process::Command::new(program).args(body).output().unwrap();
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(7), "{message}");
+        assert!(
+            message.contains("rank 1 of 2 on here: NCCL did not connect all ranks"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    #[ignore = "a body: runs as a process of its own"]
+    fn body_stuck() {
+        within(Duration::from_millis(50), "rank 1 of 2 on here", 7, || {
+            loop {
+                std::thread::park();
+            }
+        })
+    }
+
+    #[test]
     fn watchdog_leaves_work_alone_that_returns_in_time() {
         assert_eq!(within(Duration::from_secs(60), "test", 1, || 42), 42);
     }

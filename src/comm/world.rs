@@ -1,0 +1,305 @@
+//! A rank's place in the job: how it joins, what it can ask of the others, and how it leaves.
+
+use std::time::Duration;
+
+use mpi::environment::{Threading, Universe};
+use mpi::traits::Communicator;
+use tch::Device;
+
+use super::control::Control;
+use super::mpi::Mpi;
+use super::{
+    Collective, CommError, DeviceRequest, Failure, check_first_collective, device, launch, nccl, solo,
+};
+
+/// How a world starts, beyond device and threads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StartOptions {
+    /// Lets several ranks compute on one GPU: for tests of correctness, where NCCL allows it.
+    pub share_gpus: bool,
+    /// Exit code of the job after a panic, or when ranks do not connect.
+    pub abort_code: i32,
+    /// How long NCCL may take to connect all ranks.
+    pub nccl_limit: Duration,
+}
+
+impl Default for StartOptions {
+    fn default() -> Self {
+        StartOptions {
+            share_gpus: false,
+            abort_code: 1,
+            nccl_limit: Duration::from_secs(120),
+        }
+    }
+}
+
+/// This process among all: who it is, where it computes, and its collectives.
+///
+/// Dropping it leaves the job in order: NCCL's communicator, then MPI, which waits for all ranks
+/// to do the same. A process must drop it before `std::process::exit`.
+pub struct World {
+    /// Index of this process, `0..size`.
+    pub rank: usize,
+    /// Number of processes (the world size).
+    pub size: usize,
+    /// Index of this process among those on its host.
+    pub local_rank: usize,
+    /// Number of processes on this host.
+    pub local_size: usize,
+    /// Host name.
+    pub host: String,
+    /// Where this rank's tensors live.
+    pub device: Device,
+    /// The GPU's name, or why it is the CPU.
+    pub device_reason: String,
+    /// Threads libtorch may use for one operation on this rank.
+    pub threads: usize,
+    /// `solo`, `mpi` or `nccl`.
+    pub backend: &'static str,
+    // Fields are dropped in this order: the collective needs MPI, so the universe is last.
+    collective: Box<dyn Collective>,
+    control: Control,
+    _universe: Option<Universe>,
+}
+
+impl World {
+    /// Joins the job this process belongs to; alone if no launcher started it.
+    ///
+    /// In order: MPI, the panic hook, rank and local rank, thread counts, the device, the backend,
+    /// and a first collective that is checked. To be called once, before the first tensor
+    /// operation: thread counts and CUDA can not be changed after it. `threads` defaults to this
+    /// host's cores divided over its ranks.
+    ///
+    /// A process without a launcher never touches MPI and keeps Rust's ordinary panics.
+    ///
+    /// # Errors
+    /// The device cannot be had, or the launcher does not fit. All ranks fail together, and
+    /// [`CommError::is_reported_here`] is true on one of them. Failures that the others cannot
+    /// learn of, such as NCCL not connecting, end the job here instead, naming the rank.
+    pub fn start(
+        request: DeviceRequest,
+        threads: Option<usize>,
+        options: StartOptions,
+    ) -> Result<World, CommError> {
+        let Some(launcher) = launch::launcher(|name| std::env::var(name).ok())? else {
+            let control = Control {
+                rank: 0,
+                size: 1,
+                host: launch::host_name(),
+            };
+            return Self::on_host(control, (0, 1), None, request, threads, &options);
+        };
+        // Only one thread calls MPI, but the watchdog and the panic hook may abort from another.
+        let Some((universe, _)) = mpi::initialize_with_threading(Threading::Serialized) else {
+            return Err(CommError::Launch(
+                "MPI is already initialised: a process starts one world".to_string(),
+            ));
+        };
+        let everyone = universe.world();
+        let (rank, size) = (everyone.rank() as usize, everyone.size() as usize);
+        let host = mpi::environment::processor_name().unwrap_or_else(|_| launch::host_name());
+        launch::abort_on_panic(rank, size, &host, options.abort_code);
+        let control = Control { rank, size, host };
+        control.agree(check_size(&launcher, size))?;
+        let local = {
+            // Freed here: a communicator must not outlive MPI, and an error below ends that.
+            let neighbours = everyone.split_shared(rank as i32);
+            (neighbours.rank() as usize, neighbours.size() as usize)
+        };
+        Self::on_host(control, local, Some(universe), request, threads, &options)
+    }
+
+    /// What follows once ranks can talk: threads, device, backend, first collective.
+    fn on_host(
+        control: Control,
+        (local_rank, local_size): (usize, usize),
+        universe: Option<Universe>,
+        request: DeviceRequest,
+        threads: Option<usize>,
+        options: &StartOptions,
+    ) -> Result<World, CommError> {
+        let Control { rank, size, host } = &control;
+        let (rank, size, host) = (*rank, *size, host.clone());
+        let threads = launch::threads(threads, local_size);
+        launch::set_threads(threads);
+        let (device, device_reason, is_shared) =
+            choose_device(&control, request, local_rank, options.share_gpus)?;
+        let (backend, collective): (_, Box<dyn Collective>) = match (size, device) {
+            (1, _) => ("solo", Box::new(solo::Solo { device })),
+            (_, Device::Cuda(ordinal)) => {
+                let (control, limit) = (control.clone(), options.nccl_limit);
+                (
+                    "nccl",
+                    Box::new(nccl::Nccl::start(
+                        control,
+                        ordinal,
+                        is_shared,
+                        limit,
+                        options.abort_code,
+                    )?),
+                )
+            }
+            _ => ("mpi", Box::new(Mpi::new())),
+        };
+        // NCCL has made its own while its watchdog was awake.
+        if backend != "nccl" {
+            control.agree(check_first_collective(collective.as_ref(), device, rank, size))?;
+        }
+        Ok(World {
+            rank,
+            size,
+            local_rank,
+            local_size,
+            host,
+            device,
+            device_reason,
+            threads,
+            backend,
+            collective,
+            control,
+            _universe: universe,
+        })
+    }
+
+    /// A world of one rank on `device`, for tests and for use as a library. Changes nothing in the
+    /// process: no MPI, no panic hook, libtorch's thread count as it is.
+    pub fn solo(device: Device) -> World {
+        let host = launch::host_name();
+        World {
+            rank: 0,
+            size: 1,
+            local_rank: 0,
+            local_size: 1,
+            host: host.clone(),
+            device,
+            device_reason: "as asked".to_string(),
+            threads: tch::get_num_threads().max(1) as usize,
+            backend: "solo",
+            collective: Box::new(solo::Solo { device }),
+            control: Control {
+                rank: 0,
+                size: 1,
+                host,
+            },
+            _universe: None,
+        }
+    }
+
+    /// The collectives over all ranks, on this rank's device.
+    pub fn collective(&self) -> &dyn Collective {
+        self.collective.as_ref()
+    }
+
+    /// Whether this is rank 0, which alone writes files and prints.
+    pub fn is_root(&self) -> bool {
+        self.rank == 0
+    }
+
+    /// Whether `flag` is true on at least one rank. All ranks must call it.
+    pub fn any(&self, flag: bool) -> bool {
+        self.control.any(flag)
+    }
+
+    /// Rank 0's text, on every rank; what others give is ignored, and nothing from rank 0 is the
+    /// empty text. All ranks must call it.
+    pub fn broadcast_string(&self, own: Option<String>) -> String {
+        let bytes = self.control.broadcast(own.unwrap_or_default().into_bytes());
+        String::from_utf8(bytes).expect("rank 0 sent a String")
+    }
+
+    /// The texts of all ranks, in rank order, on every rank. All ranks must call it.
+    pub fn gather_strings(&self, own: &str) -> Vec<String> {
+        self.control.gather(own)
+    }
+
+    /// Makes an error on any rank an error on every rank. All ranks must call it.
+    ///
+    /// For steps that may go wrong on some ranks only, before others rely on them: reading a file,
+    /// checking a config, opening the log. If all results are `Ok`, each rank gets its own back.
+    /// Otherwise every rank gets the same [`Failure`], and the lowest rank that failed holds its
+    /// error and [reports](Failure::is_reported_here) it:
+    ///
+    /// ```
+    /// # use dft::comm::World;
+    /// # let world = World::solo(tch::Device::Cpu);
+    /// # let config = Err::<(), _>(std::io::Error::other("no such file"));
+    /// // Every rank exits with code 2; one of them says why.
+    /// let code = match world.agree(config) {
+    ///     Ok(_) => 0,
+    ///     Err(failure) => {
+    ///         if failure.is_reported_here() {
+    ///             eprintln!("error: {failure}");
+    ///         }
+    ///         2
+    ///     }
+    /// };
+    /// drop(world); // leaves MPI in order, together with the others
+    /// # assert_eq!(code, 2);
+    /// ```
+    ///
+    /// A config that cannot be read names no device, so start on [`DeviceRequest::Cpu`] to agree on
+    /// that error. Leaving before `start` is no alternative: the first rank to exit makes the
+    /// launcher kill the others, with or without their message.
+    ///
+    /// # Errors
+    /// If any rank gave an error.
+    pub fn agree<T, E: std::fmt::Display>(&self, result: Result<T, E>) -> Result<T, Failure<E>> {
+        self.control.agree(result)
+    }
+
+    /// Ends the whole job with exit code `code`, from this rank, whatever the others are doing.
+    ///
+    /// Nothing is flushed or dropped: print the reason, with the rank, before.
+    pub fn abort(&self, code: i32) -> ! {
+        launch::abort_job(code)
+    }
+}
+
+/// The launcher's number of processes must be MPI's, or each of them takes itself for the whole job.
+fn check_size(launcher: &launch::Launcher, size: usize) -> Result<(), CommError> {
+    match launcher.size {
+        Some(launched) if launched != size => {
+            let library = mpi::environment::library_version().unwrap_or_default();
+            let library = library.split(',').next().unwrap_or_default().trim().to_string();
+            Err(CommError::Launch(format!(
+                "the launcher started {launched} processes ({}) but MPI sees {size}: it is not the launcher of the MPI \
+                 this program was built with ({library}); use that one's mpirun",
+                launcher.evidence
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// This rank's device, its description, and whether several ranks share a GPU.
+fn choose_device(
+    control: &Control,
+    request: DeviceRequest,
+    local_rank: usize,
+    share_gpus: bool,
+) -> Result<(Device, String, bool), CommError> {
+    if request == DeviceRequest::Cpu {
+        return Ok((Device::Cpu, "as asked".to_string(), false));
+    }
+    let own = device::Found {
+        host: control.host.clone(),
+        gpu: device::find(request, local_rank),
+    };
+    let text = serde_json::to_string(&own).expect("a plain struct");
+    let found: Vec<device::Found> = control
+        .gather(&text)
+        .iter()
+        .map(|text| serde_json::from_str(text).expect("every rank sends the same struct"))
+        .collect();
+    // All ranks come to the same answer; agreeing on it is what lets one of them report it.
+    let is_cuda = control.agree(device::choose(request, share_gpus, &found))?;
+    match own.gpu {
+        Ok(gpu) if is_cuda => {
+            control.agree(device::make_current(gpu.ordinal))?;
+            let is_shared = device::shared(&found).is_some();
+            Ok((Device::Cuda(gpu.ordinal), gpu.name, is_shared))
+        }
+        Ok(_) => unreachable!("a GPU on this rank, and no CUDA: `choose` allows that on request only"),
+        Err(reason) => Ok((Device::Cpu, reason, false)),
+    }
+}
