@@ -38,18 +38,12 @@ fn ranks_know_who_they_are() {
 #[ignore = "a body: runs under mpirun"]
 fn body_identity() {
     let world = world();
-    let launched: usize = std::env::var("OMPI_COMM_WORLD_SIZE")
-        .or(std::env::var("PMI_SIZE"))
-        .unwrap()
-        .parse()
-        .unwrap();
+    let launched: usize =
+        std::env::var("OMPI_COMM_WORLD_SIZE").or(std::env::var("PMI_SIZE")).unwrap().parse().unwrap();
     assert_eq!(world.size, launched);
     assert_eq!((world.local_rank, world.local_size), (world.rank, world.size)); // all on this host
     assert_eq!(world.backend, if world.size == 1 { "solo" } else { "mpi" });
-    assert_eq!(
-        (world.is_root(), world.device, world.threads),
-        (world.rank == 0, Device::Cpu, 1)
-    );
+    assert_eq!((world.is_root(), world.device, world.threads), (world.rank == 0, Device::Cpu, 1));
     assert_eq!((tch::get_num_threads(), tch::get_num_interop_threads()), (1, 1));
     assert_eq!(rayon::current_num_threads(), 1);
 }
@@ -77,34 +71,19 @@ fn body_collectives() {
 
             let mut sum = of_rank(rank);
             all.all_reduce_sum(&mut sum).unwrap();
-            assert_eq!(
-                sum,
-                of_rank(size * (size + 1) / 2 - 1),
-                "sum of {kind:?} {shape:?}"
-            );
+            assert_eq!(sum, of_rank(size * (size + 1) / 2 - 1), "sum of {kind:?} {shape:?}");
 
             let gathered = all.all_gather(&of_rank(rank)).unwrap();
-            assert_eq!(
-                gathered,
-                (0..size).map(of_rank).collect::<Vec<_>>(),
-                "gather of {kind:?} {shape:?}"
-            );
+            assert_eq!(gathered, (0..size).map(of_rank).collect::<Vec<_>>(), "gather of {kind:?} {shape:?}");
 
             for root in 0..size {
                 let mut buffer = of_rank(rank);
                 all.broadcast(&mut buffer, root as usize).unwrap();
-                assert_eq!(
-                    buffer,
-                    of_rank(root),
-                    "broadcast of {kind:?} {shape:?} from {root}"
-                );
+                assert_eq!(buffer, of_rank(root), "broadcast of {kind:?} {shape:?} from {root}");
             }
         }
     }
-    assert!(
-        all.broadcast(&mut Tensor::zeros([1], (Kind::Float, Device::Cpu)), world.size)
-            .is_err()
-    );
+    assert!(all.broadcast(&mut Tensor::zeros([1], (Kind::Float, Device::Cpu)), world.size).is_err());
     all.barrier().unwrap();
 }
 
@@ -123,10 +102,7 @@ fn body_control() {
     assert!(world.any(world.rank == last) && !world.any(false));
     let name = world.broadcast_string(world.is_root().then(|| "r\u{e9}sum\u{e9}".to_string()));
     assert_eq!(name, "r\u{e9}sum\u{e9}");
-    assert_eq!(
-        world.broadcast_string((!world.is_root()).then(|| "not rank 0's".to_string())),
-        ""
-    );
+    assert_eq!(world.broadcast_string((!world.is_root()).then(|| "not rank 0's".to_string())), "");
     // Texts of different lengths, rank 0's empty.
     let texts: Vec<_> = (0..world.size).map(|rank| "x".repeat(rank)).collect();
     assert_eq!(world.gather_strings(&texts[world.rank]), texts);
@@ -139,21 +115,14 @@ fn panic_of_one_rank_ends_the_job_and_is_named() {
     assert_eq!(job.code, 9, "{}", job.output);
     assert!(job.elapsed < Duration::from_secs(10), "{:?}", job.elapsed);
     assert!(job.output.contains("rank 1 of 3 on "), "{}", job.output);
-    assert!(
-        job.output.contains("panicked: the sampler has left us"),
-        "{}",
-        job.output
-    );
+    assert!(job.output.contains("panicked: the sampler has left us"), "{}", job.output);
     assert_eq!(count(&job, "unreachable"), 0, "{}", job.output);
 }
 
 #[test]
 #[ignore = "a body: runs under mpirun"]
 fn body_panic() {
-    let options = StartOptions {
-        abort_code: 9,
-        ..StartOptions::default()
-    };
+    let options = StartOptions { abort_code: 9, ..StartOptions::default() };
     let world = World::start(DeviceRequest::Cpu, Some(1), options).unwrap();
     if world.rank == 1 {
         panic!("the sampler has left us");
@@ -206,12 +175,7 @@ fn failure_of_some_ranks_is_reported_once_and_ends_all() {
     assert_eq!(job.code, 2, "{}", job.output);
     assert_eq!(count(&job, "error:"), 1, "{}", job.output);
     assert!(job.output.contains("error: rank 1 on "), "{}", job.output);
-    assert!(
-        job.output
-            .contains("(1 other ranks fail too): rank 1 has no data"),
-        "{}",
-        job.output
-    );
+    assert!(job.output.contains("(1 other ranks fail too): rank 1 has no data"), "{}", job.output);
     assert_eq!(count(&job, "leaves with rank 1's message"), 3, "{}", job.output);
 }
 
@@ -219,11 +183,7 @@ fn failure_of_some_ranks_is_reported_once_and_ends_all() {
 #[ignore = "a body: runs under mpirun"]
 fn body_agree() {
     let world = world();
-    let result = if world.rank == 0 {
-        Ok(())
-    } else {
-        Err(format!("rank {} has no data", world.rank))
-    };
+    let result = if world.rank == 0 { Ok(()) } else { Err(format!("rank {} has no data", world.rank)) };
     let failure = world.agree(result).unwrap_err();
     if failure.is_reported_here() {
         eprintln!("error: {failure}");
@@ -239,12 +199,7 @@ fn body_agree() {
 fn failure_of_all_ranks_is_one_plain_message() {
     let job = run_body(2, "body_agree_on_all", &[]);
     assert_eq!(job.code, 2, "{}", job.output);
-    assert_eq!(
-        count(&job, "error: no such target: monument\n"),
-        1,
-        "{}",
-        job.output
-    );
+    assert_eq!(count(&job, "error: no such target: monument\n"), 1, "{}", job.output);
     assert_eq!(count(&job, "monument"), 1, "{}", job.output);
 }
 
@@ -265,12 +220,7 @@ fn body_agree_on_all() {
 fn absent_cuda_is_reported_once_by_a_job_that_asks_for_it() {
     let job = run_body(2, "body_start_on_cuda", &[("CUDA_VISIBLE_DEVICES", "")]);
     assert_eq!(job.code, 2, "{}", job.output);
-    assert_eq!(
-        count(&job, "error: compute.device = \"cuda\" but rank 0 on "),
-        1,
-        "{}",
-        job.output
-    );
+    assert_eq!(count(&job, "error: compute.device = \"cuda\" but rank 0 on "), 1, "{}", job.output);
     assert_eq!(count(&job, "set compute.device = \"cpu\""), 1, "{}", job.output);
 }
 
@@ -298,10 +248,7 @@ fn auto_without_a_gpu_is_the_cpu_on_every_rank() {
 #[ignore = "a body: runs under mpirun"]
 fn body_start_on_auto() {
     let world = World::start(DeviceRequest::Auto, Some(1), StartOptions::default()).unwrap();
-    println!(
-        "{} on {:?} because {}",
-        world.backend, world.device, world.device_reason
-    );
+    println!("{} on {:?} because {}", world.backend, world.device, world.device_reason);
     assert!(!world.device_reason.is_empty());
 }
 
@@ -339,10 +286,7 @@ fn body_foreign_launcher() {
         panic!("a world of one started as four");
     };
     let message = error.to_string();
-    assert!(
-        message.contains("started 4 processes") && message.contains("MPI sees 1"),
-        "{message}"
-    );
+    assert!(message.contains("started 4 processes") && message.contains("MPI sees 1"), "{message}");
 }
 
 #[test]
@@ -358,18 +302,9 @@ fn doctor_checks_an_all_reduce_over_all_ranks() {
         assert_eq!(job.code, 0, "{}", job.output);
         let sizes = [("1 rank, backend solo", 1), ("2 ranks, backend mpi", 2)];
         let (words, _) = sizes.iter().find(|(_, size)| *size == ranks).unwrap();
-        assert_eq!(
-            count(&job, &format!("16 MiB over {words}: sum is right")),
-            1,
-            "{}",
-            job.output
-        );
+        assert_eq!(count(&job, &format!("16 MiB over {words}: sum is right")), 1, "{}", job.output);
         for library in ["dft ", "libtorch ", "MPI ", "NCCL ", "HDF5 "] {
-            assert!(
-                job.output.lines().any(|line| line.starts_with(library)),
-                "{library}: {}",
-                job.output
-            );
+            assert!(job.output.lines().any(|line| line.starts_with(library)), "{library}: {}", job.output);
         }
     }
 }

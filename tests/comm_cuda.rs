@@ -30,10 +30,7 @@ fn run_body_on_cuda(ranks: usize, body: &str) -> Finished {
 }
 
 fn world() -> World {
-    let options = StartOptions {
-        share_gpus: true,
-        ..StartOptions::default()
-    };
+    let options = StartOptions { share_gpus: true, ..StartOptions::default() };
     World::start(DeviceRequest::Cuda, Some(1), options).unwrap()
 }
 
@@ -42,12 +39,7 @@ fn world() -> World {
 fn on_cuda_collectives_equal_their_closed_forms() {
     let job = run_body_on_cuda(2, "body_collectives");
     assert_eq!(job.code, 0, "{}", job.output);
-    assert_eq!(
-        job.output.matches("test result: ok. 1 passed").count(),
-        2,
-        "{}",
-        job.output
-    );
+    assert_eq!(job.output.matches("test result: ok. 1 passed").count(), 2, "{}", job.output);
 }
 
 /// As on the CPU (`tests/comm.rs`): rank r holds multiples of r + 1, exact in all kinds.
@@ -56,9 +48,7 @@ fn on_cuda_collectives_equal_their_closed_forms() {
 fn body_collectives() {
     let world = world();
     assert_eq!(world.backend, "nccl");
-    let Device::Cuda(_) = world.device else {
-        panic!("{:?}", world.device)
-    };
+    let Device::Cuda(_) = world.device else { panic!("{:?}", world.device) };
     let (rank, size) = (world.rank as i64, world.size as i64);
     let all = world.collective();
     for kind in [Kind::Float, Kind::Double, Kind::Int64] {
@@ -71,27 +61,15 @@ fn body_collectives() {
             // in between: wrong if NCCL were on another stream than libtorch.
             let mut sum = of_rank(rank);
             all.all_reduce_sum(&mut sum).unwrap();
-            assert_eq!(
-                sum * 2,
-                of_rank(size * (size + 1) - 1),
-                "sum of {kind:?} {shape:?}"
-            );
+            assert_eq!(sum * 2, of_rank(size * (size + 1) - 1), "sum of {kind:?} {shape:?}");
 
             let gathered = all.all_gather(&of_rank(rank)).unwrap();
-            assert_eq!(
-                gathered,
-                (0..size).map(of_rank).collect::<Vec<_>>(),
-                "gather of {kind:?} {shape:?}"
-            );
+            assert_eq!(gathered, (0..size).map(of_rank).collect::<Vec<_>>(), "gather of {kind:?} {shape:?}");
 
             for root in 0..size {
                 let mut buffer = of_rank(rank);
                 all.broadcast(&mut buffer, root as usize).unwrap();
-                assert_eq!(
-                    buffer,
-                    of_rank(root),
-                    "broadcast of {kind:?} {shape:?} from {root}"
-                );
+                assert_eq!(buffer, of_rank(root), "broadcast of {kind:?} {shape:?} from {root}");
             }
         }
     }
@@ -132,15 +110,8 @@ fn on_cuda_two_ranks_train_like_two_cpu_ranks() {
     let folder = tempfile::tempdir().unwrap();
     let losses = ["cpu", "cuda"].map(|device| {
         let run = folder.path().join(device);
-        let mut command = if device == "cuda" {
-            mpirun_as_hosts(2)
-        } else {
-            mpirun(2)
-        };
-        command
-            .arg(env!("CARGO_BIN_EXE_dft"))
-            .args(["train", "configs/quick.toml", "--run"])
-            .arg(&run);
+        let mut command = if device == "cuda" { mpirun_as_hosts(2) } else { mpirun(2) };
+        command.arg(env!("CARGO_BIN_EXE_dft")).args(["train", "configs/quick.toml", "--run"]).arg(&run);
         command.args(["--set", &format!("compute.device={device}")]);
         // Compared from the very first update on; a few iterations are enough.
         command.args(["--set", "train.warmup_updates=0", "--set", "train.iterations=20"]);
@@ -169,19 +140,12 @@ fn on_cuda_two_ranks_train_like_two_cpu_ranks() {
             worst = worst.max(difference);
         }
     }
-    assert!(
-        worst < TOLERANCE,
-        "losses differ by {worst:.1e}, wanted less than {TOLERANCE:.0e}"
-    );
+    assert!(worst < TOLERANCE, "losses differ by {worst:.1e}, wanted less than {TOLERANCE:.0e}");
 }
 
 fn first(run: &Path, name: &str, count: usize) -> Vec<f64> {
     let file = hdf5::File::open(run.join("run.h5")).unwrap();
-    let mut values = file
-        .dataset(&format!("train/{name}"))
-        .unwrap()
-        .read_raw::<f64>()
-        .unwrap();
+    let mut values = file.dataset(&format!("train/{name}")).unwrap().read_raw::<f64>().unwrap();
     values.truncate(count);
     values
 }

@@ -30,20 +30,8 @@ fn mnist_has_its_published_moments_and_classes() {
 #[test]
 fn absent_data_set_says_how_to_bring_it() {
     let directory = tempfile::tempdir().unwrap();
-    let error = Mnist::load_as(Dataset::FashionMnist, directory.path())
-        .err()
-        .unwrap();
-    assert!(
-        error.to_string().contains("run `dft data fashion-mnist`"),
-        "{error:#}"
-    );
-    let error = Mnist::load_as(Dataset::Covertype, directory.path())
-        .err()
-        .unwrap();
-    assert!(
-        error
-            .to_string()
-            .contains("covertype is not a data set of images"),
-        "{error:#}"
-    );
+    let error = Mnist::load_as(Dataset::FashionMnist, directory.path()).err().unwrap();
+    assert!(error.to_string().contains("run `dft data fashion-mnist`"), "{error:#}");
+    let error = Mnist::load_as(Dataset::Covertype, directory.path()).err().unwrap();
+    assert!(error.to_string().contains("covertype is not a data set of images"), "{error:#}");
 }

@@ -2,9 +2,7 @@
 //! optimum of a linear Gaussian sampler. All in f64, without training noise.
 
 use dft::config::{FieldKind, MethodSection, ScoreWeight, SigmaPath, Variance};
-use dft::method::{
-    Perturbed, ScoreAt, TargetAt, field, sampler_field, score_loss, score_loss_and_products,
-};
+use dft::method::{Perturbed, ScoreAt, TargetAt, field, sampler_field, score_loss, score_loss_and_products};
 use dft::model::{Parameters, ScoreNetwork, ScoreSpec};
 use dft::rng::{Generator, Stream};
 use dft::target::{Gaussian, Target, TargetAtLevel};
@@ -77,7 +75,8 @@ impl Atoms {
     fn pulled_back(&self, kind: FieldKind) -> Tensor {
         let steps = 4001i64;
         let eps = Tensor::linspace(-8.0, 8.0, steps, DOUBLE);
-        let weight = (eps.square() * -0.5).exp() * (16.0 / (steps - 1) as f64 / (2.0 * std::f64::consts::PI).sqrt());
+        let weight =
+            (eps.square() * -0.5).exp() * (16.0 / (steps - 1) as f64 / (2.0 * std::f64::consts::PI).sqrt());
         let atoms = self.atoms();
         let count = atoms.numel() as i64;
         let x0 = atoms.unsqueeze(1).expand([count, steps], false).reshape([-1]);
@@ -290,7 +289,8 @@ fn gaussian_optimum_has_covariance_c_minus_sigma_squared() {
         b -= value.mean_dim(0i64, false, None) * 0.02;
     }
     let found = a.matmul(&a.transpose(0, 1));
-    let expected = Tensor::from_slice(&[1.0, 0.5, 0.5, 0.7]).view([2, 2]) - Tensor::eye(2, DOUBLE) * (sigma * sigma);
+    let expected =
+        Tensor::from_slice(&[1.0, 0.5, 0.5, 0.7]).view([2, 2]) - Tensor::eye(2, DOUBLE) * (sigma * sigma);
     assert!(found.allclose(&expected, 0.0, 1e-6, false), "{found:?}");
     assert!(b.allclose(&Tensor::from_slice(&[-1.0, 2.0]), 0.0, 1e-6, false));
 }

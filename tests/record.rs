@@ -7,21 +7,9 @@ use std::process::{Command, Stdio};
 use dft::record::{Attribute, Cell, Column, RunFile, RunReader, write_samples_file};
 use tch::{Kind, Tensor};
 
-const ITERATION: Column = Column {
-    name: "iteration",
-    units: "1",
-    description: "completed iterations",
-};
-const LOSS: Column = Column {
-    name: "score_loss",
-    units: "1",
-    description: "denoising loss",
-};
-const MU: Column = Column {
-    name: "mu",
-    units: "1",
-    description: "mean of the features",
-};
+const ITERATION: Column = Column { name: "iteration", units: "1", description: "completed iterations" };
+const LOSS: Column = Column { name: "score_loss", units: "1", description: "denoising loss" };
+const MU: Column = Column { name: "mu", units: "1", description: "mean of the features" };
 
 fn row(iteration: u64, loss: f64) -> [(Column, Cell); 2] {
     [(ITERATION, iteration.into()), (LOSS, loss.into())]
@@ -31,24 +19,10 @@ fn row(iteration: u64, loss: f64) -> [(Column, Cell); 2] {
 fn whole_run(path: &Path) {
     let mut run = RunFile::create(path, &[("version", "0.1.0".into()), ("world_size", 2i64.into())]).unwrap();
     for iteration in [10, 20, 30] {
-        run.append("train", &row(iteration, iteration as f64 / 10.0))
+        run.append("train", &row(iteration, iteration as f64 / 10.0)).unwrap();
+        run.append("fid", &[(ITERATION, iteration.into()), (Column { name: "value", ..LOSS }, 0.5.into())])
             .unwrap();
-        run.append(
-            "fid",
-            &[
-                (ITERATION, iteration.into()),
-                (
-                    Column {
-                        name: "value",
-                        ..LOSS
-                    },
-                    0.5.into(),
-                ),
-            ],
-        )
-        .unwrap();
-        run.append_array("fid", MU, &[1.0, 2.0, iteration as f64], &[3])
-            .unwrap();
+        run.append_array("fid", MU, &[1.0, 2.0, iteration as f64], &[3]).unwrap();
         run.write_samples(
             iteration,
             &(Tensor::ones([4, 1, 2, 2], (Kind::Float, tch::Device::Cpu)) * iteration as f64),
@@ -56,8 +30,7 @@ fn whole_run(path: &Path) {
         .unwrap();
     }
     run.set_attribute("fid", "extractor", "lenet".into()).unwrap();
-    run.write_posterior(&Tensor::arange(24, (Kind::Float, tch::Device::Cpu)).reshape([2, 3, 4]))
-        .unwrap();
+    run.write_posterior(&Tensor::arange(24, (Kind::Float, tch::Device::Cpu)).reshape([2, 3, 4])).unwrap();
     run.flush().unwrap();
 }
 
@@ -111,30 +84,16 @@ assert np.array_equal(f["posterior/x"][:].ravel(), np.arange(24))
 assert (f["samples/iteration-000000020"][:] == 20).all()
 "#;
     let python = python();
-    let output = Command::new(&python)
-        .arg("-c")
-        .arg(script)
-        .arg(&path)
-        .output()
-        .unwrap_or_else(|error| {
-            panic!(
-                "{} does not start ({error}); make .venv with h5py, or set DFT_PYTHON",
-                python.display()
-            )
-        });
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = Command::new(&python).arg("-c").arg(script).arg(&path).output().unwrap_or_else(|error| {
+        panic!("{} does not start ({error}); make .venv with h5py, or set DFT_PYTHON", python.display())
+    });
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Runs one of the `child_…` tests of this binary as a process of its own.
 fn child(name: &str, path: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", name, "--ignored", "--nocapture"])
-        .env("DFT_RECORD_PATH", path);
+    command.args(["--exact", name, "--ignored", "--nocapture"]).env("DFT_RECORD_PATH", path);
     command
 }
 
@@ -178,10 +137,7 @@ fn killed_process_leaves_everything_up_to_the_last_flush() {
     drop(lines);
 
     let reader = RunReader::open(&path).unwrap();
-    assert_eq!(
-        reader.series("train", "iteration").unwrap(),
-        [1.0, 2.0, 3.0, 4.0, 5.0]
-    );
+    assert_eq!(reader.series("train", "iteration").unwrap(), [1.0, 2.0, 3.0, 4.0, 5.0]);
     drop(reader);
 
     let mut run = RunFile::resume(&path, 3).unwrap();
@@ -190,14 +146,8 @@ fn killed_process_leaves_everything_up_to_the_last_flush() {
     }
     drop(run);
     let reader = RunReader::open(&path).unwrap();
-    assert_eq!(
-        reader.series("train", "iteration").unwrap(),
-        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
-    );
-    assert_eq!(
-        reader.series("train", "score_loss").unwrap(),
-        [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]
-    );
+    assert_eq!(reader.series("train", "iteration").unwrap(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    assert_eq!(reader.series("train", "score_loss").unwrap(), [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]);
     let mu = reader.array("train/mu").unwrap();
     assert_eq!(mu.size(), [6, 3]);
     // The array belonged to row 5, which was dropped; rows without one read as NaN.
@@ -268,10 +218,7 @@ fn row_with_other_columns_is_refused_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let mut run = RunFile::create(directory.path().join("run.h5"), &[]).unwrap();
     run.append("train", &row(1, 0.5)).unwrap();
-    let message = run
-        .append("train", &[(ITERATION, 2u64.into())])
-        .unwrap_err()
-        .to_string();
+    let message = run.append("train", &[(ITERATION, 2u64.into())]).unwrap_err().to_string();
     assert!(message.contains("iteration, score_loss"), "{message}");
     let message = run.append("notes", &[(LOSS, 2.0.into())]).unwrap_err();
     assert!(format!("{message:#}").contains("iteration"), "{message:#}");
@@ -282,14 +229,8 @@ fn row_with_other_columns_is_refused_by_name() {
 fn unit_that_xarray_would_decode_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let mut run = RunFile::create(directory.path().join("run.h5"), &[]).unwrap();
-    let wall = Column {
-        name: "wall_seconds",
-        units: "seconds",
-        description: "time since the start",
-    };
-    let message = run
-        .append("train", &[(ITERATION, 1u64.into()), (wall, 0.1.into())])
-        .unwrap_err();
+    let wall = Column { name: "wall_seconds", units: "seconds", description: "time since the start" };
+    let message = run.append("train", &[(ITERATION, 1u64.into()), (wall, 0.1.into())]).unwrap_err();
     assert!(format!("{message:#}").contains("write s"), "{message:#}");
 }
 
@@ -319,12 +260,7 @@ fn full_disk_is_an_error_and_not_a_panic() {
     let output = Command::new("bash")
         .args(["-c", r#"trap "" XFSZ; ulimit -f 4096; exec "$0" "$@""#])
         .arg(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "child_writes_until_the_disk_is_full",
-            "--ignored",
-            "--nocapture",
-        ])
+        .args(["--exact", "child_writes_until_the_disk_is_full", "--ignored", "--nocapture"])
         .env("DFT_RECORD_PATH", &path)
         .output()
         .unwrap();
@@ -340,9 +276,7 @@ fn samples_file_is_written_once_and_in_two_formats() {
     let samples = Tensor::arange(16, (Kind::Float, tch::Device::Cpu)).reshape([8, 2]);
     let hdf5 = directory.path().join("samples.h5");
     write_samples_file(&hdf5, &samples, false).unwrap();
-    let message = write_samples_file(&hdf5, &samples, false)
-        .unwrap_err()
-        .to_string();
+    let message = write_samples_file(&hdf5, &samples, false).unwrap_err().to_string();
     assert!(message.contains("exists"), "{message}");
     write_samples_file(&hdf5, &samples, true).unwrap();
     let draws = RunReader::open(&hdf5).unwrap().array("posterior/x").unwrap();

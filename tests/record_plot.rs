@@ -7,11 +7,7 @@ use dft::record::{Cell, Column, RunFile};
 use tch::{Device, Kind, Tensor};
 
 fn column(name: &'static str) -> Column {
-    Column {
-        name,
-        units: "1",
-        description: "made up",
-    }
+    Column { name, units: "1", description: "made up" }
 }
 
 /// Width and height from a PNG's first chunk: big-endian, at bytes 16 and 20 (PNG specification, IHDR).
@@ -43,14 +39,10 @@ fn figures_survive_curves_that_are_flat_single_or_not_finite() {
         (column("without"), Cell::from(3.0)),
     ];
     run.append("evaluation", &row).unwrap();
-    run.write_samples(4, &Tensor::zeros([20, 2], (Kind::Float, Device::Cpu)))
-        .unwrap();
+    run.write_samples(4, &Tensor::zeros([20, 2], (Kind::Float, Device::Cpu))).unwrap();
     run.flush().unwrap();
     let drawn = figures(directory.path()).unwrap();
-    let names: Vec<_> = drawn
-        .iter()
-        .map(|path| path.file_name().unwrap().to_str().unwrap())
-        .collect();
+    let names: Vec<_> = drawn.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
     assert_eq!(names, ["losses.png", "evaluation.png", "samples.png"]);
     assert!(drawn.iter().all(|path| size(path).0 > 400));
 }
@@ -67,8 +59,7 @@ fn run_without_rows_has_no_figures() {
 fn image_samples_become_a_grid_of_ten_columns() {
     let directory = tempfile::tempdir().unwrap();
     let mut run = RunFile::create(directory.path().join("run.h5"), &[]).unwrap();
-    run.write_samples(1, &Tensor::rand([25, 1, 28, 28], (Kind::Float, Device::Cpu)))
-        .unwrap();
+    run.write_samples(1, &Tensor::rand([25, 1, 28, 28], (Kind::Float, Device::Cpu))).unwrap();
     let drawn = figures(directory.path()).unwrap();
     assert_eq!(drawn.len(), 1);
     assert_eq!(size(&drawn[0]), (10 * 88 + 4, 3 * 88 + 4));
@@ -79,14 +70,7 @@ fn labelled_strips_may_have_different_lengths() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("strips.png");
     let images = |count: i64| Tensor::rand([count, 3, 28, 28], (Kind::Float, Device::Cpu));
-    labelled_grids(
-        &[
-            ("one-step sampler".into(), images(16)),
-            ("data".into(), images(5)),
-        ],
-        &path,
-    )
-    .unwrap();
+    labelled_grids(&[("one-step sampler".into(), images(16)), ("data".into(), images(5))], &path).unwrap();
     assert!(size(&path).0 > 16 * 88);
     let error = labelled_grids(&[("empty".into(), images(0))], &path).unwrap_err();
     assert!(error.to_string().contains("no images"), "{error:#}");

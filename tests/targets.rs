@@ -82,8 +82,12 @@ fn resnet_energy_score_and_product_match_finite_differences() {
 #[test]
 fn paper_size_resnet_has_nine_million_parameters_at_32_pixels() {
     // 9.06 M is what the public F-MNIST configuration of the same network (64 channels, 32 × 32) counts.
-    let network =
-        EnergyNetwork::new(&EnergySpec { kind: EnergyKind::Resnet, width: 64, shape: [1, 32, 32], sigma0: 0.1 });
+    let network = EnergyNetwork::new(&EnergySpec {
+        kind: EnergyKind::Resnet,
+        width: 64,
+        shape: [1, 32, 32],
+        sigma0: 0.1,
+    });
     let millions = network.layout().len() as f64 / 1e6;
     assert!((millions - 9.06).abs() < 0.01, "{millions}");
 }
@@ -127,8 +131,7 @@ fn torchscript_density_has_the_score_of_the_same_density_in_closed_form() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("normal.pt");
     let x = Tensor::ones([2, 3], (Kind::Float, Device::Cpu));
-    let mut density =
-        |inputs: &[Tensor]| vec![inputs[0].square().sum_dim_intlist(1i64, false, None) * -0.5];
+    let mut density = |inputs: &[Tensor]| vec![inputs[0].square().sum_dim_intlist(1i64, false, None) * -0.5];
     CModule::create_by_tracing("normal", "forward", &[x], &mut density).unwrap().save(&path).unwrap();
     let target = TorchScriptTarget::load(&path, &[3], Device::Cpu).unwrap();
     let x = normal(&[4, 3], 0).to_kind(Kind::Float);
@@ -146,6 +149,7 @@ fn torchscript_module_of_another_shape_is_rejected_with_what_it_returns() {
     CModule::create_by_tracing("wrong", "forward", &[x], &mut identity).unwrap().save(&path).unwrap();
     let message = TorchScriptTarget::load(&path, &[3], Device::Cpu).unwrap_err().to_string();
     assert!(message.contains("[2, 3]"), "{message}");
-    let message = TorchScriptTarget::load(&directory.path().join("absent.pt"), &[3], Device::Cpu).unwrap_err();
+    let message =
+        TorchScriptTarget::load(&directory.path().join("absent.pt"), &[3], Device::Cpu).unwrap_err();
     assert!(message.to_string().contains("no such file"));
 }

@@ -37,10 +37,7 @@ struct Row {
 /// # Errors
 /// If the world cannot start (a [`comm::CommError`]), or the all-reduce gives a wrong sum.
 pub fn run(request: DeviceRequest, threads: Option<usize>, share_gpus: bool) -> anyhow::Result<()> {
-    let options = StartOptions {
-        share_gpus,
-        ..StartOptions::default()
-    };
+    let options = StartOptions { share_gpus, ..StartOptions::default() };
     report(&World::start(request, threads, options)?)
 }
 
@@ -84,10 +81,7 @@ fn outcome(world: &World, seconds: f64) -> String {
     if *size == 1 {
         return format!("over 1 rank, backend {backend}: sum is right, nothing to send");
     }
-    let (milliseconds, rate) = (
-        seconds * 1e3,
-        (ELEMENTS * 4) as f64 / f64::from(1 << 30) / seconds,
-    );
+    let (milliseconds, rate) = (seconds * 1e3, (ELEMENTS * 4) as f64 / f64::from(1 << 30) / seconds);
     format!("over {size} ranks, backend {backend}: sum is right, {milliseconds:.2} ms, {rate:.2} GiB/s")
 }
 
@@ -101,15 +95,7 @@ fn device(world: &World) -> String {
 fn table(rows: &[Row]) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_FULL_CONDENSED);
-    table.set_header([
-        "rank",
-        "host",
-        "local rank",
-        "device",
-        "threads",
-        "cores",
-        "process",
-    ]);
+    table.set_header(["rank", "host", "local rank", "device", "threads", "cores", "process"]);
     for row in rows {
         table.add_row([
             row.rank.to_string(),
@@ -134,11 +120,8 @@ fn notes(rows: &[Row]) -> Vec<String> {
         );
     }
     for row in rows.iter().filter(|row| row.local_rank == 0) {
-        let threads: usize = rows
-            .iter()
-            .filter(|other| other.host == row.host)
-            .map(|other| other.threads)
-            .sum();
+        let threads: usize =
+            rows.iter().filter(|other| other.host == row.host).map(|other| other.threads).sum();
         // Unbound ranks see the same cores; bound ones see a part each, and this says nothing.
         if threads > row.cores && row.cores > 1 && row.threads > 1 {
             let (host, cores) = (&row.host, row.cores);
@@ -153,23 +136,14 @@ fn notes(rows: &[Row]) -> Vec<String> {
 /// One line per library, each as that library itself says.
 fn versions(world: &World) -> String {
     let mpi = mpi::environment::library_version().unwrap_or_else(|_| "not a UTF-8 string".to_string());
-    let mpi = mpi
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .trim_end_matches(['\0', ' '])
-        .to_string();
+    let mpi = mpi.lines().next().unwrap_or_default().trim_end_matches(['\0', ' ']).to_string();
     let nccl = match (comm::nccl::version(), world.backend) {
         (Some(version), _) => version,
         (None, backend) => format!("not loaded (backend {backend})"),
     };
     let (major, minor, patch) = hdf5::library_version();
     [
-        format!(
-            "dft          {}, commit {}",
-            env!("CARGO_PKG_VERSION"),
-            env!("DFT_COMMIT")
-        ),
+        format!("dft          {}, commit {}", env!("CARGO_PKG_VERSION"), env!("DFT_COMMIT")),
         format!("libtorch     {}", libtorch()),
         format!("MPI          {mpi}"),
         format!("NCCL         {nccl}"),
@@ -186,15 +160,11 @@ fn libtorch() -> String {
     let root = folder.parent().unwrap_or(&folder);
     let read = |name| std::fs::read_to_string(root.join(name)).ok();
     // `build-version` in libtorch's archives, `version.py` in PyTorch's packages.
-    let version = read("build-version")
-        .map(|text| text.trim().to_string())
-        .or_else(|| {
-            let text = read("version.py")?;
-            let line = text
-                .lines()
-                .find_map(|line| line.strip_prefix("__version__ = "))?;
-            Some(line.trim_matches(['\'', '"']).to_string())
-        });
+    let version = read("build-version").map(|text| text.trim().to_string()).or_else(|| {
+        let text = read("version.py")?;
+        let line = text.lines().find_map(|line| line.strip_prefix("__version__ = "))?;
+        Some(line.trim_matches(['\'', '"']).to_string())
+    });
     match version {
         Some(version) if version.starts_with(TCH_WANTS) => format!("{version} in {}", folder.display()),
         Some(version) => format!("{version} in {}, but tch wants {TCH_WANTS}", folder.display()),
@@ -266,9 +236,6 @@ mod tests {
     fn libtorch_is_the_one_that_tch_wants() {
         let _ = tch::get_num_threads();
         let version = libtorch();
-        assert!(
-            version.starts_with(TCH_WANTS) && !version.contains("but tch wants"),
-            "{version}"
-        );
+        assert!(version.starts_with(TCH_WANTS) && !version.contains("but tch wants"), "{version}");
     }
 }

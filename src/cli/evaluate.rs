@@ -43,7 +43,9 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
     let sampler = session.prepare(load_sampler(&arguments.run.join("sampler.safetensors"), world.device))?;
     let mut summary = session.prepare(Summary::read(&arguments.run.join("summary.json")))?;
     let measure = Measure::new(section, target.target(), world).and_then(|measure| {
-        measure.context("the run has evaluate.features = \"none\", so there is nothing to measure; set it with --set")
+        measure.context(
+            "the run has evaluate.features = \"none\", so there is nothing to measure; set it with --set",
+        )
     });
     let measure = session.prepare(measure)?;
 
@@ -59,7 +61,14 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
     let started = Instant::now();
     let scored = measure.score("", world, |chunk, rows| {
         let sigma = sampler.output_sigma;
-        draw_samples(&sampler.network, &sampler.parameters, arguments.seed, (chunk, rows), sigma, world.device)
+        draw_samples(
+            &sampler.network,
+            &sampler.parameters,
+            arguments.seed,
+            (chunk, rows),
+            sigma,
+            world.device,
+        )
     });
     let scores = session.work(scored)?;
     let name = format!("one step, {}", summary.method);
@@ -70,7 +79,8 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
         warn!("annealed Langevin needs a tempered target (target.tempered = true): its rows are left out");
     }
     for chain in chains {
-        let (row, shown) = session.work(langevin_row(&chain, &measure, section, &target, world, arguments.seed))?;
+        let (row, shown) =
+            session.work(langevin_row(&chain, &measure, section, &target, world, arguments.seed))?;
         pictures.push((format!("Langevin, {} steps", chain.steps), shown));
         rows.push(row);
     }
@@ -149,7 +159,11 @@ fn table(rows: &[ComparisonRow]) -> Table {
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
     let first = &rows[0].metrics;
     let samples = first.values().next().map_or(0, |score| score.samples);
-    let mut header = vec!["sampler".to_string(), "energy gradients a sample".to_string(), format!("seconds for {samples}")];
+    let mut header = vec![
+        "sampler".to_string(),
+        "energy gradients a sample".to_string(),
+        format!("seconds for {samples}"),
+    ];
     header.extend(first.keys().map(|name| match name.as_str() {
         "fd_lenet" => "FD-LeNet".to_string(),
         "fd" => "FD".to_string(),
@@ -160,7 +174,11 @@ fn table(rows: &[ComparisonRow]) -> Table {
     for row in rows {
         let mut cells = vec![row.sampler.clone(), row.target_evaluations_per_sample.to_string()];
         cells.push(if row.seconds > 0.0 { format!("{:.2}", row.seconds) } else { "–".to_string() });
-        cells.extend(first.keys().map(|name| row.metrics.get(name).map_or("–".into(), |s| format!("{:.3}", s.value))));
+        cells.extend(
+            first
+                .keys()
+                .map(|name| row.metrics.get(name).map_or("–".into(), |s| format!("{:.3}", s.value))),
+        );
         table.add_row(cells);
     }
     for column in table.column_iter_mut().skip(1) {

@@ -25,12 +25,8 @@ pub fn run(arguments: &Fit) -> Result<(), Exit> {
     let (network, parameters) = session.work(fitted)?;
     // Measured once, after training: the test split decides nothing.
     let (x, y) = (mnist.images(Split::Test), mnist.labels(Split::Test));
-    let test_accuracy = accuracy(
-        &network,
-        parameters.frozen(),
-        &x.to_device(world.device),
-        &y.to_device(world.device),
-    );
+    let test_accuracy =
+        accuracy(&network, parameters.frozen(), &x.to_device(world.device), &y.to_device(world.device));
     let metadata = [("classifier", "lenet-5".to_string()), ("test_accuracy", format!("{test_accuracy:.4}"))];
     let path = session.work(record.finish(&parameters, &metadata))?;
     if world.is_root() {

@@ -136,7 +136,11 @@ impl Measure {
         world.collective().broadcast(&mut shown, 0)?;
         let fd = moments.distance(self.reference.moments());
         let deviation = self.deviation_floor.map(|_| spread.value());
-        Ok(Scores { metrics: self.named(suffix, fd, deviation), moments, shown: shown.to_device(Device::Cpu) })
+        Ok(Scores {
+            metrics: self.named(suffix, fd, deviation),
+            moments,
+            shown: shown.to_device(Device::Cpu),
+        })
     }
 }
 

@@ -39,9 +39,8 @@ pub fn main() -> ExitCode {
         Command::Sample(sample) => sample::run(&sample),
         Command::Evaluate(evaluate) => evaluate::run(&evaluate),
         Command::Plot(plot) => plot::run(&plot),
-        Command::Doctor(check) => {
-            doctor::run(check.device, check.threads, check.share_gpus).map_err(|error| session::report(&error))
-        }
+        Command::Doctor(check) => doctor::run(check.device, check.threads, check.share_gpus)
+            .map_err(|error| session::report(&error)),
         Command::Data(data) => data::run(&data),
     };
     match result {

@@ -15,8 +15,10 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 /// Starts logging to standard error.
 pub fn start_log(format: LogFormat, verbose: u8) {
     let level = ["info", "debug", "trace"][usize::from(verbose.min(2))];
-    let filter = EnvFilter::try_from_env("DFT_LOG").unwrap_or_else(|_| EnvFilter::new(format!("dft={level}")));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let filter =
+        EnvFilter::try_from_env("DFT_LOG").unwrap_or_else(|_| EnvFilter::new(format!("dft={level}")));
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     match format {
         LogFormat::Json => log.json().flatten_event(true).init(),
         LogFormat::Text => log.without_time().with_ansi(std::io::stderr().is_terminal()).init(),

@@ -30,7 +30,8 @@ impl RunDirectory {
         }
         for part in ["checkpoints", "figures"] {
             let part = path.join(part);
-            fs::create_dir_all(&part).with_context(|| format!("cannot make run directory {}", part.display()))?;
+            fs::create_dir_all(&part)
+                .with_context(|| format!("cannot make run directory {}", part.display()))?;
         }
         Self::lock(path)
     }
@@ -41,8 +42,9 @@ impl RunDirectory {
     /// If there is no run or no checkpoint in it, or another process works in it.
     pub fn resume(path: &Path) -> Result<(Self, PathBuf)> {
         let checkpoints = path.join("checkpoints");
-        let newest = latest_checkpoint(&checkpoints)
-            .with_context(|| format!("there is no run to resume in {}; start it without --resume", path.display()))?;
+        let newest = latest_checkpoint(&checkpoints).with_context(|| {
+            format!("there is no run to resume in {}; start it without --resume", path.display())
+        })?;
         let Some((_, checkpoint)) = newest else {
             bail!(
                 "{} has no checkpoint to resume from; remove the directory and start without --resume",
@@ -56,7 +58,10 @@ impl RunDirectory {
         let file = path.join("lock");
         let lock = File::create(&file).with_context(|| format!("cannot write {}", file.display()))?;
         if !lock.try_lock_exclusive().unwrap_or(true) {
-            bail!("another process works in {}; wait for it, or choose another directory with --run", path.display());
+            bail!(
+                "another process works in {}; wait for it, or choose another directory with --run",
+                path.display()
+            );
         }
         Ok(RunDirectory { path: path.to_path_buf(), _lock: lock })
     }

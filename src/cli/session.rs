@@ -39,12 +39,14 @@ impl Session {
         file: Result<T, ConfigError>,
         compute: impl Fn(&T) -> &ComputeSection,
     ) -> Result<(Self, T), Exit> {
-        let asked = file.as_ref().ok().map(|file| compute(file).clone()).unwrap_or_else(|| ComputeSection {
-            device: DeviceRequest::Cpu,
-            ..ComputeSection::default()
-        });
+        let asked = file
+            .as_ref()
+            .ok()
+            .map(|file| compute(file).clone())
+            .unwrap_or_else(|| ComputeSection { device: DeviceRequest::Cpu, ..ComputeSection::default() });
         let options = StartOptions { share_gpus: asked.share_gpus, ..StartOptions::default() };
-        let world = World::start(asked.device, asked.threads, options).map_err(|error| start_failed(&error))?;
+        let world =
+            World::start(asked.device, asked.threads, options).map_err(|error| start_failed(&error))?;
         let session = Session { world };
         let file = session.prepare(file)?;
         Ok((session, file))
@@ -52,7 +54,8 @@ impl Session {
 
     /// Starts the world of a command that has no configuration.
     pub fn start_on(device: DeviceRequest) -> Result<Self, Exit> {
-        let world = World::start(device, None, StartOptions::default()).map_err(|error| start_failed(&error))?;
+        let world =
+            World::start(device, None, StartOptions::default()).map_err(|error| start_failed(&error))?;
         Ok(Session { world })
     }
 
@@ -67,7 +70,10 @@ impl Session {
     }
 
     /// Takes a step of preparation that only rank 0 makes, with what it makes on that rank.
-    pub fn prepare_on_root<T, E: Display>(&self, step: impl FnOnce() -> Result<T, E>) -> Result<Option<T>, Exit> {
+    pub fn prepare_on_root<T, E: Display>(
+        &self,
+        step: impl FnOnce() -> Result<T, E>,
+    ) -> Result<Option<T>, Exit> {
         self.prepare(if self.world.is_root() { step().map(Some) } else { Ok(None) })
     }
 

@@ -70,8 +70,9 @@ impl Summary {
     /// # Errors
     /// If the file is missing or holds something else.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}: the run has not finished; finish it first", path.display()))?;
+        let text = std::fs::read_to_string(path).with_context(|| {
+            format!("cannot read {}: the run has not finished; finish it first", path.display())
+        })?;
         serde_json::from_str(&text).with_context(|| format!("{} is not a summary", path.display()))
     }
 

@@ -108,9 +108,7 @@ fn start_record(path: &Path, world: &World, plan: &Plan, state: &State) -> Resul
 /// SIGTERM and SIGUSR1 ask for a checkpoint and an end; SIGINT, from a person, as well.
 fn watch_signals() -> Result<Arc<Stop>> {
     let stop = Arc::new(Stop::new(false));
-    for signal in
-        [signal_hook::consts::SIGTERM, signal_hook::consts::SIGUSR1, signal_hook::consts::SIGINT]
-    {
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGUSR1, signal_hook::consts::SIGINT] {
         // A second one of the same kind ends the process at once.
         signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
@@ -259,7 +257,8 @@ impl RunObserver<'_> {
             *recent = if recent.is_nan() { value } else { 0.95 * *recent + 0.05 * value };
         }
         let [score_loss, sampler_loss] = self.recent;
-        self.progress.set(row.iteration, || format!("score loss {score_loss:.4} · sampler loss {sampler_loss:.4}"));
+        self.progress
+            .set(row.iteration, || format!("score loss {score_loss:.4} · sampler loss {sampler_loss:.4}"));
         let Some(record) = &mut self.record else { return Ok(()) };
         record.append("train", &train_row(row))?;
         if row.iteration.is_multiple_of(FLUSH_EVERY) {
@@ -280,8 +279,9 @@ impl RunObserver<'_> {
                 None => Ok(()),
             };
         };
-        let draw =
-            |sigma| move |chunk, rows| draw_samples(network, parameters, seed, (chunk, rows), sigma, world.device);
+        let draw = |sigma| {
+            move |chunk, rows| draw_samples(network, parameters, seed, (chunk, rows), sigma, world.device)
+        };
         let scores = measure.score("", world, draw(self.sigma))?;
         self.metrics = scores.metrics;
         if self.sigma > 0.0 {
@@ -358,7 +358,10 @@ fn column(name: &'static str, units: &'static str, description: &'static str) ->
 fn train_row(row: &Row) -> [(Column, Cell); 8] {
     [
         (column("iteration", "1", "iterations done"), row.iteration.into()),
-        (column("wall_seconds", "s", "seconds of training, earlier parts of a resumed run included"), row.wall_seconds.into()),
+        (
+            column("wall_seconds", "s", "seconds of training, earlier parts of a resumed run included"),
+            row.wall_seconds.into(),
+        ),
         (
             column("score_loss", "1", "mean weighted denoising loss of the score network, last update"),
             row.score_loss.into(),
@@ -368,14 +371,21 @@ fn train_row(row: &Row) -> [(Column, Cell); 8] {
             row.sampler_loss.into(),
         ),
         (
-            column("score_gradient_norm", "1", "norm of the score network's gradient before clipping, last update"),
+            column(
+                "score_gradient_norm",
+                "1",
+                "norm of the score network's gradient before clipping, last update",
+            ),
             row.score_gradient_norm.into(),
         ),
         (
             column("sampler_gradient_norm", "1", "norm of the sampler's gradient before clipping"),
             row.sampler_gradient_norm.into(),
         ),
-        (column("sigma", "units of the target", "geometric mean of the band of noise levels"), row.sigma.into()),
+        (
+            column("sigma", "units of the target", "geometric mean of the band of noise levels"),
+            row.sigma.into(),
+        ),
         (
             column("target_evaluations", "1", "evaluations of the target's gradient so far, over all ranks"),
             row.target_evaluations.into(),

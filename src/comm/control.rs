@@ -50,11 +50,7 @@ impl Control {
             // MPI_IN_PLACE: no empty slice may reach it, here or below.
             return Vec::new();
         }
-        let mut bytes = if self.rank == 0 {
-            own
-        } else {
-            vec![0; length as usize]
-        };
+        let mut bytes = if self.rank == 0 { own } else { vec![0; length as usize] };
         root.broadcast_into(&mut bytes[..]);
         bytes
     }
@@ -101,10 +97,7 @@ impl Control {
             Err(error) => format!("{}\n{error:#}", self.host),
         };
         let reports = self.gather(&own);
-        let mut failed = reports
-            .iter()
-            .enumerate()
-            .filter(|(_, report)| !report.is_empty());
+        let mut failed = reports.iter().enumerate().filter(|(_, report)| !report.is_empty());
         let (rank, first) = failed.next().expect("a rank has failed");
         let failure = match (result, rank == self.rank) {
             (Err(error), true) => Some(error),
@@ -112,14 +105,7 @@ impl Control {
         };
         let (host, message) = first.split_once('\n').expect("a report begins with its host");
         let (host, message, also) = (host.to_string(), message.to_string(), failed.count());
-        Err(Failure {
-            rank,
-            host,
-            message,
-            also,
-            size: self.size,
-            error: failure,
-        })
+        Err(Failure { rank, host, message, also, size: self.size, error: failure })
     }
 }
 
@@ -158,10 +144,7 @@ impl<E> fmt::Display for Failure<E> {
             0 => write!(formatter, "rank {} on {}: {}", self.rank, self.host, self.message),
             also => {
                 let (rank, host, message) = (self.rank, &self.host, &self.message);
-                write!(
-                    formatter,
-                    "rank {rank} on {host} ({also} other ranks fail too): {message}"
-                )
+                write!(formatter, "rank {rank} on {host} ({also} other ranks fail too): {message}")
             }
         }
     }
@@ -174,11 +157,7 @@ mod tests {
     use super::*;
 
     fn alone() -> Control {
-        Control {
-            rank: 0,
-            size: 1,
-            host: "here".to_string(),
-        }
+        Control { rank: 0, size: 1, host: "here".to_string() }
     }
 
     #[test]
@@ -197,15 +176,7 @@ mod tests {
     fn a_failure_of_some_ranks_names_the_first_and_counts_the_others() {
         let text = |also, size| {
             let (host, message) = ("node7".to_string(), "disk full".to_string());
-            Failure::<()> {
-                rank: 3,
-                host,
-                message,
-                also,
-                size,
-                error: None,
-            }
-            .to_string()
+            Failure::<()> { rank: 3, host, message, also, size, error: None }.to_string()
         };
         assert_eq!(text(0, 4), "rank 3 on node7: disk full");
         assert_eq!(text(2, 8), "rank 3 on node7 (2 other ranks fail too): disk full");

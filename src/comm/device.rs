@@ -83,9 +83,7 @@ fn describe(ordinal: usize) -> Result<Gpu, driver::DriverError> {
 fn load_libtorch_cuda() -> Result<(), String> {
     const NAME: &str = "libtorch_cuda.so";
     // The copy beside the libtorch in use belongs to it; any other may not fit.
-    let beside = libtorch_directory()
-        .map(|folder| folder.join(NAME))
-        .filter(|path| path.exists());
+    let beside = libtorch_directory().map(|folder| folder.join(NAME)).filter(|path| path.exists());
     let path = beside.unwrap_or_else(|| NAME.into());
     // SAFETY: libtorch's initialisers expect to run at load time, in any order relative to main.
     match unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) } {
@@ -106,13 +104,9 @@ pub(crate) fn libtorch_directory() -> Option<PathBuf> {
 /// The path of a library that is loaded into this process, by the start of its file name.
 pub(crate) fn loaded_library(name: &str) -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
-    let paths = maps
-        .lines()
-        .filter_map(|line| line.find('/').map(|at| PathBuf::from(&line[at..])));
+    let paths = maps.lines().filter_map(|line| line.find('/').map(|at| PathBuf::from(&line[at..])));
     paths.into_iter().find(|path| {
-        path.file_name()
-            .and_then(|file| file.to_str())
-            .is_some_and(|file| file.starts_with(name))
+        path.file_name().and_then(|file| file.to_str()).is_some_and(|file| file.starts_with(name))
     })
 }
 
@@ -173,10 +167,7 @@ pub(super) fn shared(found: &[Found]) -> Option<(usize, usize)> {
     let uuid = |found: &Found| found.gpu.as_ref().ok().map(|gpu| gpu.uuid);
     (0..found.len()).find_map(|rank| {
         let own = uuid(&found[rank])?;
-        found[..rank]
-            .iter()
-            .position(|earlier| uuid(earlier) == Some(own))
-            .map(|other| (other, rank))
+        found[..rank].iter().position(|earlier| uuid(earlier) == Some(own)).map(|other| (other, rank))
     })
 }
 
@@ -190,9 +181,7 @@ pub(super) fn make_current(ordinal: usize) -> Result<(), CommError> {
         unsafe { driver::ctx::set_current(driver::primary_ctx::retain(device)?) }
     };
     bind().map_err(|error: driver::DriverError| {
-        CommError::Device(format!(
-            "GPU {ordinal} can not be used: {error:?}; see nvidia-smi"
-        ))
+        CommError::Device(format!("GPU {ordinal} can not be used: {error:?}; see nvidia-smi"))
     })
 }
 
@@ -201,22 +190,12 @@ mod tests {
     use super::*;
 
     fn gpu(host: &str, uuid: u8) -> Found {
-        let gpu = Gpu {
-            ordinal: 0,
-            name: "H100".to_string(),
-            uuid: [uuid; 16],
-        };
-        Found {
-            host: host.to_string(),
-            gpu: Ok(gpu),
-        }
+        let gpu = Gpu { ordinal: 0, name: "H100".to_string(), uuid: [uuid; 16] };
+        Found { host: host.to_string(), gpu: Ok(gpu) }
     }
 
     fn none(host: &str) -> Found {
-        Found {
-            host: host.to_string(),
-            gpu: Err("no NVIDIA driver".to_string()),
-        }
+        Found { host: host.to_string(), gpu: Err("no NVIDIA driver".to_string()) }
     }
 
     #[test]
@@ -229,9 +208,7 @@ mod tests {
     #[test]
     fn auto_with_mixed_ranks_names_both_hosts() {
         let found = [gpu("fast", 1), none("slow")];
-        let message = choose(DeviceRequest::Auto, false, &found)
-            .unwrap_err()
-            .to_string();
+        let message = choose(DeviceRequest::Auto, false, &found).unwrap_err().to_string();
         for part in ["1 of 2", "fast", "slow", "no NVIDIA driver", "compute.device"] {
             assert!(message.contains(part), "{part}: {message}");
         }
@@ -239,15 +216,8 @@ mod tests {
 
     #[test]
     fn absent_cuda_is_an_error_and_never_a_fallback() {
-        let message = choose(DeviceRequest::Cuda, false, &[gpu("a", 1), none("b")])
-            .unwrap_err()
-            .to_string();
-        for part in [
-            "compute.device = \"cuda\"",
-            "rank 1 on b",
-            "no NVIDIA driver",
-            "setup.sh --cuda",
-        ] {
+        let message = choose(DeviceRequest::Cuda, false, &[gpu("a", 1), none("b")]).unwrap_err().to_string();
+        for part in ["compute.device = \"cuda\"", "rank 1 on b", "no NVIDIA driver", "setup.sh --cuda"] {
             assert!(message.contains(part), "{part}: {message}");
         }
     }
@@ -255,9 +225,7 @@ mod tests {
     #[test]
     fn ranks_share_a_gpu_only_when_told_to() {
         let found = [gpu("a", 1), gpu("a", 2), gpu("a", 1)];
-        let message = choose(DeviceRequest::Auto, false, &found)
-            .unwrap_err()
-            .to_string();
+        let message = choose(DeviceRequest::Auto, false, &found).unwrap_err().to_string();
         for part in ["ranks 0 and 2", "compute.share_gpus = true", "NCCL_HOSTID"] {
             assert!(message.contains(part), "{part}: {message}");
         }

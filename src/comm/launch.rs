@@ -15,11 +15,7 @@ struct Variable {
 }
 
 const fn variable(name: &'static str, set_by: &'static str, is_size: bool) -> Variable {
-    Variable {
-        name,
-        set_by,
-        is_size,
-    }
+    Variable { name, set_by, is_size }
 }
 
 /// MPI is initialised if and only if one of these is set. Without a launcher a "singleton" start
@@ -27,18 +23,10 @@ const fn variable(name: &'static str, set_by: &'static str, is_size: bool) -> Va
 /// of its own never touches MPI.
 const LAUNCHERS: [Variable; 8] = [
     variable("OMPI_COMM_WORLD_SIZE", "Open MPI's mpirun", true),
-    variable(
-        "PMI_SIZE",
-        "mpiexec of MPICH and Intel MPI, srun --mpi=pmi2",
-        true,
-    ),
+    variable("PMI_SIZE", "mpiexec of MPICH and Intel MPI, srun --mpi=pmi2", true),
     variable("MV2_COMM_WORLD_SIZE", "mpirun_rsh of MVAPICH2", true),
     variable("PMIX_RANK", "srun --mpi=pmix, prterun", false),
-    variable(
-        "PMI_RANK",
-        "mpiexec of MPICH and Intel MPI, srun --mpi=pmi2",
-        false,
-    ),
+    variable("PMI_RANK", "mpiexec of MPICH and Intel MPI, srun --mpi=pmi2", false),
     variable("PALS_RANKID", "mpiexec of Cray PALS", false),
     variable("ALPS_APP_PE", "aprun of Cray ALPS", false),
     variable("JSM_NAMESPACE_RANK", "jsrun of IBM JSM", false),
@@ -66,14 +54,8 @@ pub(super) fn launcher(lookup: impl Fn(&str) -> Option<String>) -> Result<Option
             _ => Ok(None),
         };
     };
-    let size = LAUNCHERS
-        .iter()
-        .filter(|variable| variable.is_size)
-        .find_map(|v| number(v.name));
-    Ok(Some(Launcher {
-        evidence: format!("{} ({})", first.name, first.set_by),
-        size,
-    }))
+    let size = LAUNCHERS.iter().filter(|variable| variable.is_size).find_map(|v| number(v.name));
+    Ok(Some(Launcher { evidence: format!("{} ({})", first.name, first.set_by), size }))
 }
 
 /// The error of Slurm tasks that cannot reach each other; task 0 reports it.
@@ -96,10 +78,7 @@ pub(super) fn abort_on_panic(rank: usize, size: usize, host: &str, code: i32) {
     std::panic::set_hook(Box::new(move |panic| {
         let backtrace = Backtrace::capture();
         let place = panic.location().map(|at| format!(" ({at})")).unwrap_or_default();
-        eprintln!(
-            "error: rank {rank} of {size} on {host} panicked: {}{place}",
-            words(panic)
-        );
+        eprintln!("error: rank {rank} of {size} on {host} panicked: {}{place}", words(panic));
         if backtrace.status() == BacktraceStatus::Captured {
             eprintln!("{backtrace}");
         }
@@ -153,10 +132,7 @@ pub(super) fn set_threads(threads: usize) {
     if tch::get_num_interop_threads() != 1 {
         tch::set_num_interop_threads(1);
     }
-    if rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .build_global()
-        .is_err()
+    if rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().is_err()
         && rayon::current_num_threads() != threads
     {
         tracing::warn!(
@@ -181,22 +157,14 @@ mod tests {
     use super::*;
 
     fn with(variables: &[(&str, &str)]) -> Result<Option<Launcher>, CommError> {
-        launcher(|name| {
-            variables
-                .iter()
-                .find(|(key, _)| *key == name)
-                .map(|(_, v)| v.to_string())
-        })
+        launcher(|name| variables.iter().find(|(key, _)| *key == name).map(|(_, v)| v.to_string()))
     }
 
     #[test]
     fn bare_process_has_no_launcher() {
         assert_eq!(with(&[("PATH", "/bin")]).unwrap(), None);
         // An allocation alone starts nothing: `dft` typed inside `salloc` is one process.
-        assert_eq!(
-            with(&[("SLURM_NTASKS", "4"), ("SLURM_STEP_NUM_TASKS", "1")]).unwrap(),
-            None
-        );
+        assert_eq!(with(&[("SLURM_NTASKS", "4"), ("SLURM_STEP_NUM_TASKS", "1")]).unwrap(), None);
     }
 
     #[test]
@@ -210,10 +178,7 @@ mod tests {
     #[test]
     fn srun_without_pmi_is_rejected() {
         let message = with(&[("SLURM_STEP_NUM_TASKS", "4")]).unwrap_err().to_string();
-        assert!(
-            message.contains("4 tasks") && message.contains("mpirun"),
-            "{message}"
-        );
+        assert!(message.contains("4 tasks") && message.contains("mpirun"), "{message}");
         let second = with(&[("SLURM_STEP_NUM_TASKS", "4"), ("SLURM_PROCID", "2")]).unwrap_err();
         assert!(!second.is_reported_here());
         let under_mpirun = [("SLURM_STEP_NUM_TASKS", "4"), ("OMPI_COMM_WORLD_SIZE", "8")];

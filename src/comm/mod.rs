@@ -68,10 +68,7 @@ impl CommError {
 impl From<Failure<CommError>> for CommError {
     fn from(failure: Failure<CommError>) -> Self {
         let Failure { rank, message, .. } = &failure;
-        let elsewhere = CommError::Elsewhere {
-            rank: *rank,
-            message: message.clone(),
-        };
+        let elsewhere = CommError::Elsewhere { rank: *rank, message: message.clone() };
         failure.error.unwrap_or(elsewhere)
     }
 }
@@ -106,13 +103,9 @@ fn check_first_collective(
     rank: usize,
     size: usize,
 ) -> Result<(), CommError> {
-    let mut sum = Tensor::from_slice(&[rank as i64 + 1])
-        .f_to_device(device)
-        .map_err(|error| {
-            CommError::Device(format!(
-                "{device:?} does not take a tensor: {error}; see nvidia-smi"
-            ))
-        })?;
+    let mut sum = Tensor::from_slice(&[rank as i64 + 1]).f_to_device(device).map_err(|error| {
+        CommError::Device(format!("{device:?} does not take a tensor: {error}; see nvidia-smi"))
+    })?;
     collective.all_reduce_sum(&mut sum)?;
     let (found, wanted) = (sum.int64_value(&[0]), (size * (size + 1) / 2) as i64);
     if found == wanted {
@@ -121,20 +114,14 @@ fn check_first_collective(
     let message = format!(
         "the ranks 1..={size} sum to {found} and not to {wanted}; run `dft doctor` on the same hosts"
     );
-    Err(CommError::Backend {
-        backend: "first collective",
-        message,
-    })
+    Err(CommError::Backend { backend: "first collective", message })
 }
 
 /// The conditions on a buffer, the same for every backend.
 fn check_buffer(backend: &'static str, device: Device, buffer: &Tensor) -> Result<(), CommError> {
     let wrong = |message| Err(CommError::Backend { backend, message });
     if !matches!(buffer.kind(), Kind::Float | Kind::Double | Kind::Int64) {
-        return wrong(format!(
-            "a buffer of kind {:?}; convert it to f32, f64 or i64",
-            buffer.kind()
-        ));
+        return wrong(format!("a buffer of kind {:?}; convert it to f32, f64 or i64", buffer.kind()));
     }
     if buffer.device() != device {
         return wrong(format!(

@@ -30,10 +30,7 @@ pub(super) struct Mpi {
 impl Mpi {
     /// Needs MPI to be initialised.
     pub(super) fn new() -> Self {
-        Mpi {
-            world: SimpleCommunicator::world(),
-            piece: RefCell::default(),
-        }
+        Mpi { world: SimpleCommunicator::world(), piece: RefCell::default() }
     }
 
     fn size(&self) -> usize {
@@ -123,10 +120,7 @@ impl Element for i64 {}
 /// tch's safe way would copy them out and back in around every call.
 fn elements<T: Element>(buffer: &mut Tensor) -> &mut [T] {
     assert_eq!(buffer.kind(), T::KIND, "element type does not match the tensor");
-    assert!(
-        buffer.device() == Device::Cpu && buffer.is_contiguous(),
-        "buffer was not checked"
-    );
+    assert!(buffer.device() == Device::Cpu && buffer.is_contiguous(), "buffer was not checked");
     if buffer.numel() == 0 {
         return &mut []; // libtorch may give an empty tensor a null pointer
     }

@@ -138,24 +138,14 @@ impl Api {
         // SAFETY: NCCL gives static or comm-owned strings that end in NUL, or null.
         let words = |text: *const c_char| match text.is_null() {
             true => String::new(),
-            false => unsafe { CStr::from_ptr(text) }
-                .to_string_lossy()
-                .trim()
-                .to_string(),
+            false => unsafe { CStr::from_ptr(text) }.to_string_lossy().trim().to_string(),
         };
         // SAFETY: `error_string` takes any code; `last_error` takes null or a live communicator.
         let (name, last) = unsafe { (words((self.error_string)(code)), words((self.last_error)(comm))) };
-        let last = if last.is_empty() {
-            "NCCL gives no detail".to_string()
-        } else {
-            last
-        };
+        let last = if last.is_empty() { "NCCL gives no detail".to_string() } else { last };
         let message =
             format!("{call} failed with code {code} ({name}): {last}; set NCCL_DEBUG=WARN to see more");
-        CommError::Backend {
-            backend: "nccl",
-            message,
-        }
+        CommError::Backend { backend: "nccl", message }
     }
 
     /// The number all ranks of a communicator must know.
@@ -217,37 +207,23 @@ impl Nccl {
         let (api, id) = control.agree(prepared)?;
         let id = control.broadcast(id);
         let mut internal: [c_char; 128] = [0; 128];
-        internal
-            .iter_mut()
-            .zip(id)
-            .for_each(|(to, from)| *to = from as c_char);
+        internal.iter_mut().zip(id).for_each(|(to, from)| *to = from as c_char);
 
         let (rank, size, host) = (control.rank, control.size, control.host.clone());
-        let started = within(
-            limit,
-            &format!("rank {rank} of {size} on {host}"),
-            abort_code,
-            || {
-                let mut comm: ncclComm_t = std::ptr::null_mut();
-                // SAFETY: rank 0's id, on all ranks; `comm` is written before the call returns.
-                let code = unsafe {
-                    (api.init_rank)(&mut comm, size as c_int, ncclUniqueId { internal }, rank as c_int)
-                };
-                if code != SUCCESS {
-                    return Err(api.error("ncclCommInitRank", code, std::ptr::null_mut()));
-                }
-                let nccl = Nccl {
-                    api,
-                    comm,
-                    control,
-                    ordinal,
-                    failed: Cell::new(false),
-                };
-                // NCCL connects peers lazily, so the first collective belongs to the start.
-                super::check_first_collective(&nccl, Device::Cuda(ordinal), rank, size)?;
-                Ok(nccl)
-            },
-        );
+        let started = within(limit, &format!("rank {rank} of {size} on {host}"), abort_code, || {
+            let mut comm: ncclComm_t = std::ptr::null_mut();
+            // SAFETY: rank 0's id, on all ranks; `comm` is written before the call returns.
+            let code = unsafe {
+                (api.init_rank)(&mut comm, size as c_int, ncclUniqueId { internal }, rank as c_int)
+            };
+            if code != SUCCESS {
+                return Err(api.error("ncclCommInitRank", code, std::ptr::null_mut()));
+            }
+            let nccl = Nccl { api, comm, control, ordinal, failed: Cell::new(false) };
+            // NCCL connects peers lazily, so the first collective belongs to the start.
+            super::check_first_collective(&nccl, Device::Cuda(ordinal), rank, size)?;
+            Ok(nccl)
+        });
         started.map_err(|error| {
             eprintln!("error: rank {rank} of {size} on {host}: {error}");
             launch::abort_job(abort_code)
@@ -270,9 +246,7 @@ impl Nccl {
         let mut behind = SUCCESS;
         // SAFETY: a live communicator, and an int to write to.
         let asked = unsafe { (self.api.async_error)(self.comm, &mut behind) };
-        let bad = [code, asked, behind]
-            .into_iter()
-            .find(|code| ![SUCCESS, IN_PROGRESS].contains(code));
+        let bad = [code, asked, behind].into_iter().find(|code| ![SUCCESS, IN_PROGRESS].contains(code));
         bad.map_or(Ok(()), |code| {
             self.failed.set(true);
             Err(self.api.error(call, code, self.comm))
@@ -321,11 +295,7 @@ impl Collective for Nccl {
 
 impl Drop for Nccl {
     fn drop(&mut self) {
-        let end = if self.failed.get() {
-            self.api.abort
-        } else {
-            self.api.destroy
-        };
+        let end = if self.failed.get() { self.api.abort } else { self.api.destroy };
         // SAFETY: a live communicator that nobody uses after this.
         let code = unsafe { end(self.comm) };
         if code != SUCCESS {
@@ -339,19 +309,12 @@ fn check_sharing(api: &Api, shares_gpu: bool) -> Result<(), CommError> {
     let version = api.version();
     let (name, allowed) = match version < SHARES_GPUS {
         true => ("NCCL_HOSTID", std::env::var_os("NCCL_HOSTID").is_some()),
-        false => (
-            "NCCL_MULTI_RANK_GPU_ENABLE",
-            std::env::var_os("NCCL_MULTI_RANK_GPU_ENABLE").is_some(),
-        ),
+        false => ("NCCL_MULTI_RANK_GPU_ENABLE", std::env::var_os("NCCL_MULTI_RANK_GPU_ENABLE").is_some()),
     };
     if !shares_gpu || allowed {
         return Ok(());
     }
-    let value = if version < SHARES_GPUS {
-        "a different value on each rank"
-    } else {
-        "1"
-    };
+    let value = if version < SHARES_GPUS { "a different value on each rank" } else { "1" };
     Err(CommError::Device(format!(
         "compute.share_gpus = true puts several ranks on one GPU, which NCCL {} refuses; \
          set {name} to {value}, or start one rank per GPU",
@@ -393,19 +356,11 @@ mod tests {
     #[test]
     fn watchdog_ends_a_process_that_does_not_get_on() {
         let program = std::env::current_exe().unwrap();
-        let body = [
-            "--ignored",
-            "--exact",
-            "comm::nccl::tests::body_stuck",
-            "--nocapture",
-        ];
+        let body = ["--ignored", "--exact", "comm::nccl::tests::body_stuck", "--nocapture"];
         let output = std::process::Command::new(program).args(body).output().unwrap();
         let message = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(7), "{message}");
-        assert!(
-            message.contains("rank 1 of 2 on here: NCCL did not connect all ranks"),
-            "{message}"
-        );
+        assert!(message.contains("rank 1 of 2 on here: NCCL did not connect all ranks"), "{message}");
     }
 
     #[test]

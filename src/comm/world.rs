@@ -25,11 +25,7 @@ pub struct StartOptions {
 
 impl Default for StartOptions {
     fn default() -> Self {
-        StartOptions {
-            share_gpus: false,
-            abort_code: 1,
-            nccl_limit: Duration::from_secs(120),
-        }
+        StartOptions { share_gpus: false, abort_code: 1, nccl_limit: Duration::from_secs(120) }
     }
 }
 
@@ -82,11 +78,7 @@ impl World {
         options: StartOptions,
     ) -> Result<World, CommError> {
         let Some(launcher) = launch::launcher(|name| std::env::var(name).ok())? else {
-            let control = Control {
-                rank: 0,
-                size: 1,
-                host: launch::host_name(),
-            };
+            let control = Control { rank: 0, size: 1, host: launch::host_name() };
             return Self::on_host(control, (0, 1), None, request, threads, &options);
         };
         // Only one thread calls MPI, but the watchdog and the panic hook may abort from another.
@@ -128,16 +120,7 @@ impl World {
             (1, _) => ("solo", Box::new(solo::Solo { device })),
             (_, Device::Cuda(ordinal)) => {
                 let (control, limit) = (control.clone(), options.nccl_limit);
-                (
-                    "nccl",
-                    Box::new(nccl::Nccl::start(
-                        control,
-                        ordinal,
-                        is_shared,
-                        limit,
-                        options.abort_code,
-                    )?),
-                )
+                ("nccl", Box::new(nccl::Nccl::start(control, ordinal, is_shared, limit, options.abort_code)?))
             }
             _ => ("mpi", Box::new(Mpi::new())),
         };
@@ -176,11 +159,7 @@ impl World {
             threads: tch::get_num_threads().max(1) as usize,
             backend: "solo",
             collective: Box::new(solo::Solo { device }),
-            control: Control {
-                rank: 0,
-                size: 1,
-                host,
-            },
+            control: Control { rank: 0, size: 1, host },
             _universe: None,
         }
     }
@@ -281,10 +260,7 @@ fn choose_device(
     if request == DeviceRequest::Cpu {
         return Ok((Device::Cpu, "as asked".to_string(), false));
     }
-    let own = device::Found {
-        host: control.host.clone(),
-        gpu: device::find(request, local_rank),
-    };
+    let own = device::Found { host: control.host.clone(), gpu: device::find(request, local_rank) };
     let text = serde_json::to_string(&own).expect("a plain struct");
     let found: Vec<device::Found> = control
         .gather(&text)

@@ -50,7 +50,12 @@ impl FitSection {
         require(&[
             (self.iterations > 0, "train.iterations", &self.iterations, "1 or more"),
             (self.lr > 0.0, "train.lr", &self.lr, "a number above 0"),
-            ((0.0..=1.0).contains(&self.cosine_from), "train.cosine_from", &self.cosine_from, "a fraction 0 to 1"),
+            (
+                (0.0..=1.0).contains(&self.cosine_from),
+                "train.cosine_from",
+                &self.cosine_from,
+                "a fraction 0 to 1",
+            ),
             (self.clip_norm >= 0.0, "train.clip_norm", &self.clip_norm, "0 or more"),
             (
                 self.betas.iter().all(|beta| (0.0..1.0).contains(beta)),
@@ -148,7 +153,12 @@ impl EnergyFile {
         require(&[
             (self.energy.width > 0, "energy.width", &self.energy.width, "1 or more"),
             (self.energy.sigma0 > 0.0, "energy.sigma0", &self.energy.sigma0, "a number above 0"),
-            (low > 0.0 && low <= high, "energy.sigma", &format!("[{low}, {high}]"), "[low, high] with 0 < low ≤ high"),
+            (
+                low > 0.0 && low <= high,
+                "energy.sigma",
+                &format!("[{low}, {high}]"),
+                "[low, high] with 0 < low ≤ high",
+            ),
         ])?;
         Ok(EnergyPlan { file: self })
     }

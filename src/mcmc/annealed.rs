@@ -54,7 +54,8 @@ impl AnnealedLangevin {
         let variance = self.sigma0.powi(2);
         let mut x = (generator.normal(&shape) * self.sigma_first + self.start_mean).to_device(device);
         for step in 0..self.steps {
-            let noise = generator.normal(&shape).to_device(device) * ((2.0 * self.step_size).sqrt() * self.sigma(step));
+            let noise = generator.normal(&shape).to_device(device)
+                * ((2.0 * self.step_size).sqrt() * self.sigma(step));
             x = &x + target.score(&x) * (self.step_size * variance) + noise;
             after_step(step + 1);
         }

@@ -2,4 +2,4 @@
 
 mod annealed;
 
-pub use annealed::{AnnealedLangevin};
+pub use annealed::AnnealedLangevin;

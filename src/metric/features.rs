@@ -72,7 +72,8 @@ impl Extractor {
         };
         let contents = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
         let sha256 = format!("{:x}", Sha256::digest(&contents));
-        let first_line = |error: tch::TchError| error.to_string().lines().next().unwrap_or_default().to_string();
+        let first_line =
+            |error: tch::TchError| error.to_string().lines().next().unwrap_or_default().to_string();
         let mut module = CModule::load_on_device(path, device).map_err(|error| wrong(first_line(error)))?;
         module.set_eval();
         let probe = Tensor::zeros([&[2], shape].concat(), (tch::Kind::Float, device));
@@ -90,9 +91,9 @@ impl Extractor {
             Extractor::LeNet { network, parameters, .. } => {
                 network.features(parameters.frozen(), &samples.clamp(0.0, 1.0))
             }
-            Extractor::TorchScript { module, .. } => {
-                module.forward_ts(&[samples.clamp(0.0, 1.0)]).expect("the module was tried when it was loaded")
-            }
+            Extractor::TorchScript { module, .. } => module
+                .forward_ts(&[samples.clamp(0.0, 1.0)])
+                .expect("the module was tried when it was loaded"),
         })
     }
 

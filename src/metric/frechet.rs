@@ -88,3 +88,56 @@ pub fn frechet_distance(mean1: &Tensor, covariance1: &Tensor, mean2: &Tensor, co
     let trace = (covariance1.trace() + covariance2.trace()).double_value(&[]);
     (mean1 - mean2).square().sum(None).double_value(&[]) + trace - 2.0 * overlap
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOUBLE: (Kind, Device) = (Kind::Double, Device::Cpu);
+
+    /// Mean cos(1.1 i + k) and covariance a aᵀ with a = sin(1.7 i + 2.3 j + k) + δ/2, five features.
+    fn gaussian(k: f64) -> (Tensor, Tensor) {
+        let i = Tensor::arange(5, DOUBLE);
+        let angles = (&i * 1.7).unsqueeze(1) + (&i * 2.3).unsqueeze(0) + k;
+        let a = angles.sin() + Tensor::eye(5, DOUBLE) * 0.5;
+        ((i * 1.1 + k).cos(), a.matmul(&a.transpose(0, 1)))
+    }
+
+    #[test]
+    fn distance_equals_scipys_matrix_root() {
+        // scipy 1.17.1, with gaussian(k) as above in numpy:
+        //   root = scipy.linalg.sqrtm(c1 @ c2).real
+        //   ((m1 - m2)**2).sum() + np.trace(c1 + c2 - 2 * root)
+        let ((m1, c1), (m2, c2)) = (gaussian(0.0), gaussian(1.0));
+        let found = frechet_distance(&m1, &c1, &m2, &c2);
+        assert!((found - 2.958_326_184_752_582).abs() < 1e-9, "{found}");
+    }
+
+    #[test]
+    fn distance_of_a_singular_gaussian_to_itself_is_zero_and_shifts_count_squared() {
+        let (mean, _) = gaussian(0.0);
+        let one = Tensor::ones([5, 1], DOUBLE);
+        let singular = one.matmul(&one.transpose(0, 1));
+        assert!(frechet_distance(&mean, &singular, &mean, &singular).abs() < 1e-6);
+        let shifted = frechet_distance(&mean, &singular, &(&mean + 2.0), &singular);
+        assert!((shifted - 20.0).abs() < 1e-6); // five features, 2² each
+    }
+
+    #[test]
+    fn streamed_moments_equal_those_of_the_whole() {
+        let x = Tensor::arange(60, DOUBLE).sin().view([12, 5]) * 0.01 + 100.0;
+        let mut moments = Moments::new(&x.get(0));
+        moments.add(&x.narrow(0, 0, 7));
+        moments.add(&x.narrow(0, 7, 5));
+        assert_eq!(moments.count(), 12);
+        let mean = x.mean_dim(0i64, false, None);
+        // The spread is 1e-4 of the mean: without the shift the covariance would lose 8 digits.
+        assert!(moments.mean().allclose(&mean, 1e-14, 0.0, false));
+        assert!(moments.covariance().allclose(
+            &x.transpose(0, 1).cov(1, None::<&Tensor>, None::<&Tensor>),
+            1e-9,
+            1e-16,
+            false
+        ));
+    }
+}

@@ -59,7 +59,9 @@ impl Reference {
     pub fn exact(target: &dyn Target, world: &World) -> Result<Option<Self>, CommError> {
         let mut generator = Generator::new(0, Stream::Exact, 0, 0);
         match target.exact_samples(&mut generator, EXACT_ROWS) {
-            Some(samples) => Ok(Some(Self::new(Extractor::Identity, &samples.to_device(Device::Cpu), world)?)),
+            Some(samples) => {
+                Ok(Some(Self::new(Extractor::Identity, &samples.to_device(Device::Cpu), world)?))
+            }
             None => Ok(None),
         }
     }

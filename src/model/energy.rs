@@ -5,10 +5,10 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::config::EnergyKind;
 use super::parameters::{Layout, Weights};
 use super::resnet::ResNet;
 use super::unet::UNet;
+use crate::config::EnergyKind;
 
 /// All that is needed to rebuild an energy network around its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -86,12 +86,26 @@ impl Conv {
     /// As [`Conv::same`], without a bias.
     pub fn same_without_bias(layout: &mut Layout, name: &str, inputs: i64, outputs: i64, size: i64) -> Self {
         let bound = ((inputs * size * size) as f64).powf(-0.5);
-        Self::with(layout, name, [outputs, inputs, size, size], None, Init::Uniform(bound), (1, size / 2, false))
+        Self::with(
+            layout,
+            name,
+            [outputs, inputs, size, size],
+            None,
+            Init::Uniform(bound),
+            (1, size / 2, false),
+        )
     }
 
     /// As [`Conv::same`], starting as the zero function.
     pub fn same_zero(layout: &mut Layout, name: &str, inputs: i64, outputs: i64, size: i64) -> Self {
-        Self::with(layout, name, [outputs, inputs, size, size], Some(outputs), Init::Zero, (1, size / 2, false))
+        Self::with(
+            layout,
+            name,
+            [outputs, inputs, size, size],
+            Some(outputs),
+            Init::Zero,
+            (1, size / 2, false),
+        )
     }
 
     /// Without padding: `[H, W] -> [H − size + 1, W − size + 1]`.

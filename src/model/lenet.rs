@@ -22,10 +22,8 @@ impl Default for LeNet {
     fn default() -> Self {
         let mut layout = Layout::default();
         let layout_ref = &mut layout;
-        let (first, second) = (
-            Conv::same(layout_ref, "first", 1, 6, 5),
-            Conv::valid(layout_ref, "second", 6, 16, 5),
-        );
+        let (first, second) =
+            (Conv::same(layout_ref, "first", 1, 6, 5), Conv::valid(layout_ref, "second", 6, 16, 5));
         let wide = Linear::new(layout_ref, "wide", 400, 120);
         let features = Linear::new(layout_ref, "features", 120, 84);
         let classes = Linear::new(layout_ref, "classes", 84, 10);

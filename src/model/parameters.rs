@@ -149,7 +149,8 @@ impl Parameters {
     pub fn copy_shared_from(&self, other: &Parameters) -> i64 {
         let mut copied = 0;
         for (entry, view) in self.layout.entries.iter().zip(&self.frozen.0) {
-            let twin = other.layout.entries.iter().position(|e| e.name == entry.name && e.shape == entry.shape);
+            let twin =
+                other.layout.entries.iter().position(|e| e.name == entry.name && e.shape == entry.shape);
             if let Some(index) = twin {
                 no_grad(|| view.shallow_clone().copy_(&other.frozen.0[index]));
                 copied += view.numel() as i64;

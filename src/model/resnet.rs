@@ -28,10 +28,13 @@ impl ResNet {
         let enter = Conv::same(layout, "enter", channels, c, 3);
         let blocks = plan
             .enumerate()
-            .map(|(index, (from, to, halves))| Block::new(layout, &format!("block.{index}"), from, to, halves))
+            .map(|(index, (from, to, halves))| {
+                Block::new(layout, &format!("block.{index}"), from, to, halves)
+            })
             .collect();
         let flat = 8 * c * ((height + rows) / 8) * ((width + columns) / 8);
-        let heads = ["head.first", "head.second", "head.square"].map(|name| Linear::new(layout, name, flat, 1));
+        let heads =
+            ["head.first", "head.second", "head.square"].map(|name| Linear::new(layout, name, flat, 1));
         let padding = [columns / 2, columns - columns / 2, rows / 2, rows - rows / 2];
         ResNet { enter, blocks, heads, padding }
     }
@@ -68,7 +71,9 @@ impl Block {
     }
 
     fn forward(&self, weights: &Weights, x: &Tensor) -> Tensor {
-        let shrink = |h: Tensor| if self.halves { h.avg_pool2d([2i64; 2], [2i64; 2], [0i64; 2], false, true, None) } else { h };
+        let shrink = |h: Tensor| {
+            if self.halves { h.avg_pool2d([2i64; 2], [2i64; 2], [0i64; 2], false, true, None) } else { h }
+        };
         let h = self.second.forward(weights, &self.first.forward(weights, &x.elu()).elu());
         let straight = match &self.shortcut {
             Some(shortcut) => shortcut.forward(weights, x),

@@ -5,12 +5,12 @@ use std::rc::Rc;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
-use crate::config::SamplerKind;
 use super::generator::Generator;
 use super::layers::Init;
 use super::mlp::Mlp;
 use super::parameters::{Layout, Slot, Weights};
 use super::unet::UNet;
+use crate::config::SamplerKind;
 
 /// All that is needed to rebuild a sampler around its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -71,7 +71,10 @@ impl SamplerNetwork {
             }
             (SamplerKind::Generator, &[c, h, w]) if h % 4 == 0 && w % 4 == 0 => {
                 let generator = Generator::new(&mut layout, [c, h, w], spec.latent, spec.width);
-                Trunk::Generator { generator, log_scale: layout.add("log_scale".into(), &[c, h, w], Init::Zero) }
+                Trunk::Generator {
+                    generator,
+                    log_scale: layout.add("log_scale".into(), &[c, h, w], Init::Zero),
+                }
             }
             (kind, shape) => {
                 let fitting = if shape.len() == 1 { "\"mlp\"" } else { "\"unet\" or \"generator\"" };

@@ -7,9 +7,9 @@ use tch::Tensor;
 
 use super::layers::per_row;
 use super::mlp::Mlp;
-use crate::config::ScoreKind;
 use super::parameters::{Layout, Weights};
 use super::unet::UNet;
+use crate::config::ScoreKind;
 
 /// All that is needed to rebuild a score network around its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

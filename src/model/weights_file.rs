@@ -71,10 +71,15 @@ impl WeightsFile {
         blobs.sort_by(|a, b| a.0.cmp(&b.0));
         let mut all = BTreeMap::from([("format".to_string(), "dft-1".to_string())]);
         all.extend(metadata.iter().map(|(key, value)| (key.to_string(), value.clone())));
-        all.insert(CHECKSUM.into(), checksum(blobs.iter().map(|(name, _, _, bytes)| (name, bytes.as_slice()))));
+        all.insert(
+            CHECKSUM.into(),
+            checksum(blobs.iter().map(|(name, _, _, bytes)| (name, bytes.as_slice()))),
+        );
         let views = blobs
             .iter()
-            .map(|(name, dtype, shape, bytes)| Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?)))
+            .map(|(name, dtype, shape, bytes)| {
+                Ok((name.as_str(), TensorView::new(*dtype, shape.clone(), bytes)?))
+            })
             .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
         let contents = safetensors::serialize(views, Some(all.into_iter().collect()))?;
         write_atomically(path, &contents)?;
@@ -90,7 +95,8 @@ impl WeightsFile {
             fs::read(path).map_err(|source| WeightsError::Unreadable { path: path.to_path_buf(), source })?;
         let damaged = |reason: String| WeightsError::Damaged { path: path.to_path_buf(), reason };
         let file = SafeTensors::deserialize(&contents).map_err(|error| damaged(error.to_string()))?;
-        let (_, header) = SafeTensors::read_metadata(&contents).map_err(|error| damaged(error.to_string()))?;
+        let (_, header) =
+            SafeTensors::read_metadata(&contents).map_err(|error| damaged(error.to_string()))?;
         let metadata = header.metadata().clone().unwrap_or_default();
         let mut views = file.tensors();
         views.sort_by(|a, b| a.0.cmp(&b.0));
@@ -103,7 +109,8 @@ impl WeightsFile {
         }
         let mut tensors = BTreeMap::new();
         for (name, view) in &views {
-            let tensor = tensor_of(view).ok_or_else(|| damaged(format!("`{name}` has kind {:?}", view.dtype())))?;
+            let tensor =
+                tensor_of(view).ok_or_else(|| damaged(format!("`{name}` has kind {:?}", view.dtype())))?;
             tensors.insert(name.clone(), tensor);
         }
         Ok(WeightsFile { path: path.to_path_buf(), tensors, metadata, sha256: found })
@@ -194,12 +201,14 @@ fn checksum<'a>(tensors: impl Iterator<Item = (&'a String, &'a [u8])>) -> String
 fn bytes_of(tensor: &Tensor) -> (Dtype, Vec<u8>) {
     let flat = tensor.reshape([-1]);
     match tensor.kind() {
-        Kind::Double => {
-            (Dtype::F64, bytemuck::cast_slice(&Vec::<f64>::try_from(&flat).expect("kind was checked")).to_vec())
-        }
-        Kind::Int64 => {
-            (Dtype::I64, bytemuck::cast_slice(&Vec::<i64>::try_from(&flat).expect("kind was checked")).to_vec())
-        }
+        Kind::Double => (
+            Dtype::F64,
+            bytemuck::cast_slice(&Vec::<f64>::try_from(&flat).expect("kind was checked")).to_vec(),
+        ),
+        Kind::Int64 => (
+            Dtype::I64,
+            bytemuck::cast_slice(&Vec::<i64>::try_from(&flat).expect("kind was checked")).to_vec(),
+        ),
         _ => {
             let values = Vec::<f32>::try_from(&flat.to_kind(Kind::Float)).expect("kind was converted");
             (Dtype::F32, bytemuck::cast_slice(&values).to_vec())

@@ -26,11 +26,7 @@ pub fn draw(reader: &RunReader, name: &str, path: &Path) -> Result<bool> {
         return Ok(false);
     }
     // Four make a square rather than a row and a rest.
-    let across = if panels.len() == 4 {
-        2
-    } else {
-        panels.len().min(MOST_COLUMNS)
-    };
+    let across = if panels.len() == 4 { 2 } else { panels.len().min(MOST_COLUMNS) };
     let down = panels.len().div_ceil(across);
     let size = (PANEL.0 * across as u32, PANEL.1 * down as u32 + TITLE_HEIGHT);
     figure(path, size, &format!("{name}: evaluation"), |area| {
@@ -45,36 +41,14 @@ pub fn draw(reader: &RunReader, name: &str, path: &Path) -> Result<bool> {
 fn panel(reader: &RunReader, metric: &str, floor: &str) -> Result<Panel> {
     let iterations = reader.series("evaluation", "iteration")?;
     let points = |column: &str| -> Result<Vec<(f64, f64)>> {
-        Ok(iterations
-            .iter()
-            .copied()
-            .zip(reader.series("evaluation", column)?)
-            .collect())
+        Ok(iterations.iter().copied().zip(reader.series("evaluation", column)?).collect())
     };
     let units = reader.units(&format!("evaluation/{metric}"))?;
     let label = metric.replace('_', " ");
-    let axis = if units.is_empty() || units == "1" {
-        label.clone()
-    } else {
-        format!("{label} [{units}]")
-    };
+    let axis = if units.is_empty() || units == "1" { label.clone() } else { format!("{label} [{units}]") };
     let curves = vec![
-        Curve {
-            label,
-            points: points(metric)?,
-            color: BLUE,
-            line: Line::Marked,
-        },
-        Curve {
-            label: "floor".to_owned(),
-            points: points(floor)?,
-            color: GREY,
-            line: Line::Dashed,
-        },
+        Curve { label, points: points(metric)?, color: BLUE, line: Line::Marked },
+        Curve { label: "floor".to_owned(), points: points(floor)?, color: GREY, line: Line::Dashed },
     ];
-    Ok(Panel {
-        axis,
-        curves,
-        logarithmic: false,
-    })
+    Ok(Panel { axis, curves, logarithmic: false })
 }

@@ -77,36 +77,18 @@ struct Raster {
 
 impl Raster {
     fn filled(width: usize, height: usize, color: [u8; 3]) -> Self {
-        Self {
-            width,
-            height,
-            pixels: color.repeat(width * height),
-        }
+        Self { width, height, pixels: color.repeat(width * height) }
     }
 
     fn grid(images: &Tensor, columns: usize) -> Result<Self> {
         let [count, channels, height, width] = images.size()[..] else {
             bail!("images have the shape {:?}, wanted [n, C, H, W]", images.size());
         };
-        ensure!(
-            matches!(channels, 1 | 3),
-            "images have {channels} channels, wanted 1 or 3"
-        );
-        ensure!(
-            count > 0 && height > 0 && width > 0,
-            "no images to draw: shape {:?}",
-            images.size()
-        );
-        let bytes = images
-            .f_to_device(Device::Cpu)?
-            .f_to_kind(Kind::Float)?
-            .f_nan_to_num(0.0, 1.0, 0.0)?;
-        let bytes = (bytes.f_clamp(0.0, 1.0)? * 255.0)
-            .f_round()?
-            .f_to_kind(Kind::Uint8)?;
-        let bytes = bytes
-            .f_expand([count, 3, height, width], false)?
-            .f_permute([0, 2, 3, 1])?;
+        ensure!(matches!(channels, 1 | 3), "images have {channels} channels, wanted 1 or 3");
+        ensure!(count > 0 && height > 0 && width > 0, "no images to draw: shape {:?}", images.size());
+        let bytes = images.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_nan_to_num(0.0, 1.0, 0.0)?;
+        let bytes = (bytes.f_clamp(0.0, 1.0)? * 255.0).f_round()?.f_to_kind(Kind::Uint8)?;
+        let bytes = bytes.f_expand([count, 3, height, width], false)?.f_permute([0, 2, 3, 1])?;
         let bytes: Vec<u8> = Vec::try_from(bytes.f_contiguous()?.f_reshape(-1)?)?;
 
         let (count, height, width) = (count as usize, height as usize, width as usize);
@@ -146,13 +128,8 @@ mod tests {
     #[test]
     fn grid_places_magnified_images_between_gaps() {
         let cpu = (Kind::Float, Device::Cpu);
-        let images = Tensor::cat(
-            &[
-                Tensor::ones([1, 1, 28, 28], cpu) * 7.0,
-                Tensor::zeros([1, 1, 28, 28], cpu),
-            ],
-            0,
-        );
+        let images =
+            Tensor::cat(&[Tensor::ones([1, 1, 28, 28], cpu) * 7.0, Tensor::zeros([1, 1, 28, 28], cpu)], 0);
         let grid = Raster::grid(&images, 2).unwrap();
         assert_eq!((grid.width, grid.height), (2 * 84 + 3 * 4, 84 + 2 * 4));
         let at = |x: usize, y: usize| &grid.pixels[(y * grid.width + x) * 3..][..3];
@@ -166,9 +143,7 @@ mod tests {
     #[test]
     fn images_of_two_channels_are_refused() {
         let images = Tensor::zeros([1, 2, 4, 4], (Kind::Float, Device::Cpu));
-        let error = image_grid(&images, 10, Path::new("never-written.png"))
-            .unwrap_err()
-            .to_string();
+        let error = image_grid(&images, 10, Path::new("never-written.png")).unwrap_err().to_string();
         assert!(error.contains("2 channels"), "{error}");
     }
 }

@@ -19,29 +19,13 @@ pub fn draw(reader: &RunReader, name: &str, path: &Path) -> Result<bool> {
             return Ok(None);
         }
         let iterations = reader.series("train", "iteration")?;
-        let points = iterations
-            .into_iter()
-            .zip(reader.series("train", column)?)
-            .collect();
-        Ok(Some(Curve {
-            label: label.to_owned(),
-            points,
-            color,
-            line: Line::Smoothed,
-        }))
+        let points = iterations.into_iter().zip(reader.series("train", column)?).collect();
+        Ok(Some(Curve { label: label.to_owned(), points, color, line: Line::Smoothed }))
     };
     // One panel a loss: they have different units of measure and would flatten each other on one axis.
     let panels = [
-        (
-            "score loss",
-            false,
-            vec![curve("score_loss", "score network", BLUE)?],
-        ),
-        (
-            "sampler loss",
-            false,
-            vec![curve("sampler_loss", "sampler", ORANGE)?],
-        ),
+        ("score loss", false, vec![curve("score_loss", "score network", BLUE)?]),
+        ("sampler loss", false, vec![curve("sampler_loss", "sampler", ORANGE)?]),
         (
             "gradient norm",
             true,
@@ -60,10 +44,7 @@ pub fn draw(reader: &RunReader, name: &str, path: &Path) -> Result<bool> {
         })
         .filter(|panel| !panel.curves.is_empty())
         .collect();
-    if panels
-        .iter()
-        .all(|panel| panel.curves.iter().all(|curve| curve.points.is_empty()))
-    {
+    if panels.iter().all(|panel| panel.curves.iter().all(|curve| curve.points.is_empty())) {
         return Ok(false);
     }
     figure(path, SIZE, &format!("{name}: training"), |area| {

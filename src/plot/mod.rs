@@ -57,10 +57,6 @@ fn draw_samples(iteration: u64, samples: &Tensor, name: &str, path: &Path) -> Re
 }
 
 fn run_name(run_directory: &Path) -> String {
-    let directory = run_directory
-        .canonicalize()
-        .unwrap_or_else(|_| run_directory.to_path_buf());
-    directory
-        .file_name()
-        .map_or_else(|| "run".to_owned(), |name| name.to_string_lossy().into_owned())
+    let directory = run_directory.canonicalize().unwrap_or_else(|_| run_directory.to_path_buf());
+    directory.file_name().map_or_else(|| "run".to_owned(), |name| name.to_string_lossy().into_owned())
 }

@@ -47,10 +47,7 @@ impl Panel {
     /// Draws the panel; one without finite values says so.
     pub fn draw(&self, area: &Area) -> Result<()> {
         let all = self.curves.iter().flat_map(|curve| curve.points.iter());
-        let finite: Vec<Point> = all
-            .copied()
-            .filter(|(x, y)| x.is_finite() && y.is_finite())
-            .collect();
+        let finite: Vec<Point> = all.copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
         let Some(iterations) = extent(finite.iter().map(|point| point.0)) else {
             let text = format!("{}: no finite values yet", self.axis);
             return Ok(area.draw(&Text::new(text, (px(20) as i32, px(20) as i32), axis_text()))?);
@@ -105,29 +102,20 @@ impl Panel {
             .draw()?;
         let inside = |(x, value): (f64, f64)| (x, value.clamp(y.start, y.end));
         for curve in &self.curves {
-            let points: Vec<Point> = curve
-                .points
-                .iter()
-                .copied()
-                .filter(|point| point.1.is_finite())
-                .collect();
+            let points: Vec<Point> =
+                curve.points.iter().copied().filter(|point| point.1.is_finite()).collect();
             let thick = ShapeStyle::from(curve.color).stroke_width(px(2));
             let drawn = match curve.line {
                 Line::Smoothed => {
                     if points.len() > MOST_COLUMNS {
                         let (lows, highs) = band(&points);
-                        let outline: Vec<_> = lows
-                            .into_iter()
-                            .chain(highs.into_iter().rev())
-                            .map(inside)
-                            .collect();
+                        let outline: Vec<_> =
+                            lows.into_iter().chain(highs.into_iter().rev()).map(inside).collect();
                         chart.draw_series([Polygon::new(outline, curve.color.mix(0.22))])?;
                     } else {
                         // Piece by piece: at the sharp corners of one line its joints would stick far out.
                         let light = ShapeStyle::from(curve.color.mix(0.35)).stroke_width(px(1));
-                        let pieces = points
-                            .windows(2)
-                            .map(|pair| vec![inside(pair[0]), inside(pair[1])]);
+                        let pieces = points.windows(2).map(|pair| vec![inside(pair[0]), inside(pair[1])]);
                         chart.draw_series(pieces.map(|piece| PathElement::new(piece, light)))?;
                     }
                     let smooth = smoothed(&points).into_iter().map(inside);
@@ -135,9 +123,7 @@ impl Panel {
                 }
                 Line::Marked => {
                     let points: Vec<_> = points.into_iter().map(inside).collect();
-                    let marks = points
-                        .iter()
-                        .map(|&point| Circle::new(point, px(3), curve.color.filled()));
+                    let marks = points.iter().map(|&point| Circle::new(point, px(3), curve.color.filled()));
                     chart.draw_series(marks)?;
                     chart.draw_series(LineSeries::new(points, thick))?
                 }
@@ -200,10 +186,6 @@ fn central(sorted: &[f64]) -> (f64, f64) {
 /// A range with some space on both sides, also when it is a single point.
 fn padded((low, high): (f64, f64), fraction: f64) -> Range<f64> {
     let width = high - low;
-    let space = if width > 0.0 {
-        width * fraction
-    } else {
-        low.abs().max(1.0) * 0.5
-    };
+    let space = if width > 0.0 { width * fraction } else { low.abs().max(1.0) * 0.5 };
     low - space..high + space
 }

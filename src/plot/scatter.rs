@@ -13,12 +13,7 @@ const SIZE: (u32, u32) = (720, 740);
 /// Draws the first two coordinates of `samples` `[n, D]`, `D ≥ 2`.
 pub fn draw(iteration: u64, samples: &Tensor, name: &str, path: &Path) -> Result<()> {
     let coordinate = |index: i64| -> Result<Vec<f64>> {
-        Ok(Vec::try_from(
-            samples
-                .f_select(1, index)?
-                .f_to_kind(Kind::Double)?
-                .f_contiguous()?,
-        )?)
+        Ok(Vec::try_from(samples.f_select(1, index)?.f_to_kind(Kind::Double)?.f_contiguous()?)?)
     };
     let points: Vec<(f64, f64)> = coordinate(0)?
         .into_iter()
@@ -26,11 +21,7 @@ pub fn draw(iteration: u64, samples: &Tensor, name: &str, path: &Path) -> Result
         .filter(|(x, y)| x.is_finite() && y.is_finite())
         .collect();
     let dimension = samples.size()[1];
-    let part = if dimension > 2 {
-        format!(", 2 of {dimension} coordinates")
-    } else {
-        String::new()
-    };
+    let part = if dimension > 2 { format!(", 2 of {dimension} coordinates") } else { String::new() };
     let text = format!("{name}: {} samples at iteration {iteration}{part}", points.len());
     let (center, half) = square(&points);
     figure(path, SIZE, &text, |area| {
@@ -62,10 +53,7 @@ pub fn draw(iteration: u64, samples: &Tensor, name: &str, path: &Path) -> Result
         let radius = (radius * f64::from(px(1))).round() as i32;
         let style = BLUE.mix(opacity).filled();
         let shown = |&&(x, y): &&(f64, f64)| (x - center.0).abs() <= half && (y - center.1).abs() <= half;
-        let marks = points
-            .iter()
-            .filter(shown)
-            .map(|&point| Circle::new(point, radius, style));
+        let marks = points.iter().filter(shown).map(|&point| Circle::new(point, radius, style));
         chart.draw_series(marks)?;
         Ok(())
     })

@@ -39,10 +39,7 @@ fn windows(points: &[Point], half: usize, step: usize, summary: impl Fn(&mut [f6
     };
     let around = |index: usize| {
         let half = half.min(index).min(last - index);
-        let mut window: Vec<f64> = points[index - half..=index + half]
-            .iter()
-            .map(|point| point.1)
-            .collect();
+        let mut window: Vec<f64> = points[index - half..=index + half].iter().map(|point| point.1).collect();
         (points[index].0, summary(&mut window))
     };
     (half / 3..=last - half / 3).step_by(step).map(around).collect()
@@ -63,21 +60,11 @@ mod tests {
     /// A symmetric window leaves a straight line where it is, near the ends too, up to the rounding of sums.
     #[test]
     fn smoothing_keeps_a_straight_line_and_forgets_a_spike() {
-        let mut line: Vec<(f64, f64)> = (0..1000)
-            .map(|i| (f64::from(i), 3.0 * f64::from(i) - 5.0))
-            .collect();
-        assert!(
-            smoothed(&line)
-                .iter()
-                .all(|(x, y)| (y - (3.0 * x - 5.0)).abs() < 1e-9)
-        );
+        let mut line: Vec<(f64, f64)> = (0..1000).map(|i| (f64::from(i), 3.0 * f64::from(i) - 5.0)).collect();
+        assert!(smoothed(&line).iter().all(|(x, y)| (y - (3.0 * x - 5.0)).abs() < 1e-9));
         line[500].1 = 1e9;
         // The values are 3 apart: one spike moves a median by one place at most.
-        assert!(
-            smoothed(&line)
-                .iter()
-                .all(|(x, y)| (y - (3.0 * x - 5.0)).abs() <= 3.0)
-        );
+        assert!(smoothed(&line).iter().all(|(x, y)| (y - (3.0 * x - 5.0)).abs() <= 3.0));
         assert!(smoothed(&[]).is_empty());
         assert_eq!(smoothed(&[(1.0, 2.0)]), [(1.0, 2.0)]);
     }

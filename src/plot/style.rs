@@ -140,13 +140,8 @@ mod tests {
 
     #[test]
     fn ticks_are_short_and_keep_their_value() {
-        let texts: Vec<String> = [0.0, 20_000.0, 0.05, -1.5, 3e-6, 1e-4, 2.5e7, 500.0]
-            .map(tick)
-            .into();
-        assert_eq!(
-            texts,
-            ["0", "20000", "0.05", "-1.5", "3e-6", "1e-4", "2.5e7", "500"]
-        );
+        let texts: Vec<String> = [0.0, 20_000.0, 0.05, -1.5, 3e-6, 1e-4, 2.5e7, 500.0].map(tick).into();
+        assert_eq!(texts, ["0", "20000", "0.05", "-1.5", "3e-6", "1e-4", "2.5e7", "500"]);
         let texts: Vec<String> = [0.0, 0.5, 500.0, 2_500.0, 20_000.0].map(iteration_tick).into();
         assert_eq!(texts, ["0", "", "500", "2.5k", "20k"]);
     }

@@ -10,15 +10,8 @@ use super::Attribute;
 use super::scale;
 
 /// Time units that xarray decodes into durations, which no reader of a loss curve expects.
-const DECODED_BY_XARRAY: [&str; 7] = [
-    "days",
-    "hours",
-    "minutes",
-    "seconds",
-    "milliseconds",
-    "microseconds",
-    "nanoseconds",
-];
+const DECODED_BY_XARRAY: [&str; 7] =
+    ["days", "hours", "minutes", "seconds", "milliseconds", "microseconds", "nanoseconds"];
 
 /// Writes `units` and `description`.
 pub fn describe(dataset: &Dataset, units: &str, description: &str) -> Result<()> {
@@ -34,12 +27,7 @@ pub fn describe(dataset: &Dataset, units: &str, description: &str) -> Result<()>
 /// Writes an attribute, replacing one of the same name.
 pub fn set_attribute(location: &Location, name: &str, value: &Attribute) -> Result<()> {
     let context = || format!("writing attribute {name} of {}", location.name());
-    if location
-        .attr_names()
-        .with_context(context)?
-        .iter()
-        .any(|existing| existing == name)
-    {
+    if location.attr_names().with_context(context)?.iter().any(|existing| existing == name) {
         location.delete_attr(name).with_context(context)?;
     }
     match value {
@@ -50,19 +38,14 @@ pub fn set_attribute(location: &Location, name: &str, value: &Attribute) -> Resu
                     location.name()
                 )
             })?;
-            location
-                .new_attr::<VarLenUnicode>()
-                .create(name)
-                .and_then(|a| a.write_scalar(&text))
+            location.new_attr::<VarLenUnicode>().create(name).and_then(|a| a.write_scalar(&text))
         }
-        Attribute::Float(number) => location
-            .new_attr::<f64>()
-            .create(name)
-            .and_then(|a| a.write_scalar(number)),
-        Attribute::Integer(number) => location
-            .new_attr::<i64>()
-            .create(name)
-            .and_then(|a| a.write_scalar(number)),
+        Attribute::Float(number) => {
+            location.new_attr::<f64>().create(name).and_then(|a| a.write_scalar(number))
+        }
+        Attribute::Integer(number) => {
+            location.new_attr::<i64>().create(name).and_then(|a| a.write_scalar(number))
+        }
     }
     .with_context(context)
 }
@@ -71,9 +54,9 @@ pub fn set_attribute(location: &Location, name: &str, value: &Attribute) -> Resu
 pub fn attribute(location: &Location, name: &str) -> Result<Option<Attribute>> {
     let attribute = location.attr(name)?;
     Ok(match attribute.dtype()?.to_descriptor() {
-        Ok(TypeDescriptor::VarLenUnicode) => Some(Attribute::Text(
-            attribute.read_scalar::<VarLenUnicode>()?.as_str().to_owned(),
-        )),
+        Ok(TypeDescriptor::VarLenUnicode) => {
+            Some(Attribute::Text(attribute.read_scalar::<VarLenUnicode>()?.as_str().to_owned()))
+        }
         Ok(TypeDescriptor::Float(_)) if attribute.is_scalar() => {
             Some(Attribute::Float(attribute.read_scalar()?))
         }
@@ -101,11 +84,7 @@ pub fn write_tensor(
     description: &str,
 ) -> Result<()> {
     let shape = shape(tensor);
-    ensure!(
-        axes.len() == shape.len(),
-        "{} named axes for {name}, whose shape is {shape:?}",
-        axes.len()
-    );
+    ensure!(axes.len() == shape.len(), "{} named axes for {name}, whose shape is {shape:?}", axes.len());
     let dataset = match existing(group, name, &shape)? {
         Some(dataset) => dataset,
         None => {
@@ -147,9 +126,7 @@ pub fn remove(group: &Group, dataset: &Dataset, name: &str) -> Result<()> {
             let _ = scale::detach_scale(dataset, &scale, axis);
         }
     }
-    group
-        .unlink(name)
-        .with_context(|| format!("removing {}/{name}", group.name()))
+    group.unlink(name).with_context(|| format!("removing {}/{name}", group.name()))
 }
 
 fn write_values(dataset: &Dataset, tensor: &Tensor) -> Result<()> {

@@ -15,23 +15,17 @@ use hdf5::{File, FileBuilder};
 pub fn options() -> FileBuilder {
     let mut options = FileBuilder::new();
     options.with_fapl(|access| {
-        access
-            .libver_bounds(LibraryVersion::V18, LibraryVersion::V18)
-            .file_locking(false)
+        access.libver_bounds(LibraryVersion::V18, LibraryVersion::V18).file_locking(false)
     });
     options
 }
 
 /// Opens a file for reading with the options it was written with.
 pub fn open_for_reading(path: &Path) -> Result<File> {
-    options()
-        .open(path)
-        .with_context(|| format!("opening {}", path.display()))
+    options().open(path).with_context(|| format!("opening {}", path.display()))
 }
 
 /// Creates a file, replacing an existing one.
 pub fn create_or_replace(path: &Path) -> Result<File> {
-    options()
-        .create(path)
-        .with_context(|| format!("creating {}", path.display()))
+    options().create(path).with_context(|| format!("creating {}", path.display()))
 }

@@ -46,11 +46,7 @@ impl GrowingColumn {
         } else {
             Pending::Float(Vec::new())
         };
-        Ok(Self {
-            name,
-            dataset,
-            pending,
-        })
+        Ok(Self { name, dataset, pending })
     }
 
     /// Creates the dataset; the kind of `cell` is the kind of all cells to come.
@@ -60,29 +56,19 @@ impl GrowingColumn {
         let (dataset, pending) = match cell {
             Cell::Float(_) => {
                 let builder = builder.empty::<f64>().fill_value(f64::NAN);
-                (
-                    builder.shape(empty).create(column.name),
-                    Pending::Float(Vec::new()),
-                )
+                (builder.shape(empty).create(column.name), Pending::Float(Vec::new()))
             }
-            Cell::Integer(_) => (
-                builder.empty::<i64>().shape(empty).create(column.name),
-                Pending::Integer(Vec::new()),
-            ),
+            Cell::Integer(_) => {
+                (builder.empty::<i64>().shape(empty).create(column.name), Pending::Integer(Vec::new()))
+            }
         };
         let dataset = dataset.with_context(|| format!("creating {}/{}", group.name(), column.name))?;
         describe(&dataset, column.units, column.description)?;
-        Ok(Self {
-            name: column.name.to_owned(),
-            dataset,
-            pending,
-        })
+        Ok(Self { name: column.name.to_owned(), dataset, pending })
     }
 
     fn cell(&self, row: &[(Column, Cell)]) -> Option<Cell> {
-        row.iter()
-            .find(|(column, _)| column.name == self.name)
-            .map(|(_, cell)| *cell)
+        row.iter().find(|(column, _)| column.name == self.name).map(|(_, cell)| *cell)
     }
 
     /// A float column takes integers too; an integer column takes nothing else.
@@ -110,12 +96,10 @@ impl GrowingColumn {
         self.dataset.resize(to)?;
         match &self.pending {
             Pending::Float(values) => {
-                self.dataset
-                    .write_slice::<_, f64, _, Ix1>(values.as_slice(), from..to)?;
+                self.dataset.write_slice::<_, f64, _, Ix1>(values.as_slice(), from..to)?;
             }
             Pending::Integer(values) => {
-                self.dataset
-                    .write_slice::<_, i64, _, Ix1>(values.as_slice(), from..to)?;
+                self.dataset.write_slice::<_, i64, _, Ix1>(values.as_slice(), from..to)?;
             }
         }
         Ok(())
@@ -134,12 +118,7 @@ impl GrowingArray {
     /// Opens the dataset that an earlier process created.
     pub fn open(name: String, dataset: Dataset) -> Self {
         let shape = dataset.shape()[1..].to_vec();
-        Self {
-            name,
-            dataset,
-            shape,
-            pending: Vec::new(),
-        }
+        Self { name, dataset, shape, pending: Vec::new() }
     }
 
     /// Creates the dataset, with scales `<name>_dim_<axis>` for the axes of a row.
@@ -160,29 +139,18 @@ impl GrowingArray {
         attach_scale(&dataset, &group.dataset(INDEX)?, 0)?;
         for (axis, &size) in shape.iter().enumerate() {
             let name = format!("{}_dim_{axis}", column.name);
-            let scale = index_scale(
-                group,
-                &name,
-                size,
-                &format!("index along axis {axis} of {}", column.name),
-            )?;
+            let scale =
+                index_scale(group, &name, size, &format!("index along axis {axis} of {}", column.name))?;
             attach_scale(&dataset, &scale, axis + 1)?;
         }
-        Ok(Self {
-            name: column.name.to_owned(),
-            dataset,
-            shape: shape.to_vec(),
-            pending: Vec::new(),
-        })
+        Ok(Self { name: column.name.to_owned(), dataset, shape: shape.to_vec(), pending: Vec::new() })
     }
 
     /// Sets the number of rows; new ones read as NaN.
     pub fn resize(&self, rows: usize) -> Result<()> {
         let mut size = vec![rows];
         size.extend_from_slice(&self.shape);
-        self.dataset
-            .resize(size)
-            .with_context(|| format!("resizing {}", self.dataset.name()))
+        self.dataset.resize(size).with_context(|| format!("resizing {}", self.dataset.name()))
     }
 
     /// Writes the buffered arrays into `rows` rows.

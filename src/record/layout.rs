@@ -18,14 +18,7 @@ pub fn write_draws(group: &Group, draws: &Tensor) -> Result<()> {
         ("draw".to_owned(), "index of the draw in its chain".to_owned()),
     ];
     axes.extend(event_axes(draws.dim() - 2));
-    array::write_tensor(
-        group,
-        "x",
-        draws,
-        &axes,
-        "units of the target",
-        "independent draws of the sampler",
-    )
+    array::write_tensor(group, "x", draws, &axes, "units of the target", "independent draws of the sampler")
 }
 
 /// Name of a sample set; zero-padded, so that names sort as iterations do.
@@ -40,12 +33,7 @@ pub fn sample_set_iteration(name: &str) -> Option<u64> {
 
 /// Names of the axes of one sample, as ArviZ would call those of a variable `x`.
 pub fn event_axes(count: usize) -> impl Iterator<Item = (String, String)> {
-    (0..count).map(|axis| {
-        (
-            format!("x_dim_{axis}"),
-            format!("index along axis {axis} of one sample"),
-        )
-    })
+    (0..count).map(|axis| (format!("x_dim_{axis}"), format!("index along axis {axis} of one sample")))
 }
 
 /// Adds the paths of all groups below `group` to `names`, innermost first.
@@ -53,11 +41,7 @@ pub fn group_names(group: &Group, prefix: &str, names: &mut Vec<String>) -> Resu
     for child in group.groups()? {
         let path = child.name();
         let name = path.rsplit('/').next().unwrap_or(&path);
-        let name = if prefix.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{prefix}/{name}")
-        };
+        let name = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
         group_names(&child, &name, names)?;
         names.push(name);
     }

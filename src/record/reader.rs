@@ -22,20 +22,13 @@ impl RunReader {
     /// Opens a run file, whether its writer is still running, has finished or was killed.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
-        Ok(Self {
-            file: open_for_reading(&path)?,
-            path,
-        })
+        Ok(Self { file: open_for_reading(&path)?, path })
     }
 
     /// Attributes of `/`, by name.
     pub fn attributes(&self) -> Result<BTreeMap<String, Attribute>> {
         let mut attributes = BTreeMap::new();
-        for name in self
-            .file
-            .attr_names()
-            .with_context(|| self.context("attributes"))?
-        {
+        for name in self.file.attr_names().with_context(|| self.context("attributes"))? {
             if let Some(value) = array::attribute(&self.file, &name)? {
                 attributes.insert(name, value);
             }
@@ -50,18 +43,14 @@ impl RunReader {
         }
         let datasets = self.file.group(group).and_then(|group| group.datasets());
         let datasets = datasets.with_context(|| self.context(group))?;
-        let series = datasets
-            .iter()
-            .filter(|dataset| dataset.ndim() == 1 && dataset.is_resizable());
+        let series = datasets.iter().filter(|dataset| dataset.ndim() == 1 && dataset.is_resizable());
         Ok(series.map(leaf).collect())
     }
 
     /// Values of one series, integers as floats.
     pub fn series(&self, group: &str, name: &str) -> Result<Vec<f64>> {
         let path = format!("{group}/{name}");
-        self.dataset(&path)?
-            .read_raw()
-            .with_context(|| self.context(&path))
+        self.dataset(&path)?.read_raw().with_context(|| self.context(&path))
     }
 
     /// Units of a dataset, for the axis of a plot.
@@ -80,10 +69,7 @@ impl RunReader {
         }
         let names = self.file.group("samples").and_then(|group| group.member_names());
         let names = names.with_context(|| self.context("samples"))?;
-        let Some(last) = names
-            .iter()
-            .filter_map(|name| Some((sample_set_iteration(name)?, name)))
-            .max()
+        let Some(last) = names.iter().filter_map(|name| Some((sample_set_iteration(name)?, name))).max()
         else {
             return Ok(None);
         };

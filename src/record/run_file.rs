@@ -42,19 +42,10 @@ impl RunFile {
             "{} exists and a run never overwrites another; resume it, or choose another run directory",
             path.display()
         );
-        let file = options()
-            .create_excl(&path)
-            .with_context(|| format!("creating {}", path.display()))?;
-        let mut run = Self {
-            file,
-            path,
-            series: BTreeMap::new(),
-            failed: false,
-        };
+        let file = options().create_excl(&path).with_context(|| format!("creating {}", path.display()))?;
+        let mut run = Self { file, path, series: BTreeMap::new(), failed: false };
         run.write(|run| {
-            attributes
-                .iter()
-                .try_for_each(|(name, value)| array::set_attribute(&run.file, name, value))
+            attributes.iter().try_for_each(|(name, value)| array::set_attribute(&run.file, name, value))
         })?;
         Ok(run)
     }
@@ -69,12 +60,7 @@ impl RunFile {
             path.display()
         );
         let file = options().open_rw(&path).with_context(|| advice.clone())?;
-        let mut run = Self {
-            file,
-            path,
-            series: BTreeMap::new(),
-            failed: false,
-        };
+        let mut run = Self { file, path, series: BTreeMap::new(), failed: false };
         run.write(|run| run.drop_after(last_iteration).context(advice))?;
         Ok(run)
     }
@@ -88,10 +74,7 @@ impl RunFile {
                 Ok(())
             })?;
         }
-        let series = self
-            .series
-            .get_mut(group)
-            .with_context(|| format!("group {group} was just created"))?;
+        let series = self.series.get_mut(group).with_context(|| format!("group {group} was just created"))?;
         series.append(row)?;
         if series.pending_rows() >= MOST_PENDING_ROWS {
             self.flush()?;
@@ -145,11 +128,7 @@ impl RunFile {
     /// Sets an attribute of a group, or of the file when `group` is `/`.
     pub fn set_attribute(&mut self, group: &str, name: &str, value: Attribute) -> Result<()> {
         self.write(|run| {
-            let group = if group == "/" {
-                run.file.as_group()?
-            } else {
-                run.group(group)?
-            };
+            let group = if group == "/" { run.file.as_group()? } else { run.group(group)? };
             array::set_attribute(&group, name, &value)
         })
     }
@@ -158,24 +137,15 @@ impl RunFile {
     pub fn flush(&mut self) -> Result<()> {
         self.write(|run| {
             let series = run.series.values_mut();
-            series
-                .filter(|series| series.has_pending())
-                .try_for_each(Series::write_pending)
+            series.filter(|series| series.has_pending()).try_for_each(Series::write_pending)
         })
     }
 
     /// Runs one change of the file and flushes it, so that between two calls the file is always whole.
     fn write(&mut self, change: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let path = self.path.clone();
-        ensure!(
-            !self.failed,
-            "{} is no longer written, because an earlier write failed",
-            path.display()
-        );
-        let result = self
-            .check_space()
-            .and_then(|()| change(self))
-            .and_then(|()| Ok(self.file.flush()?));
+        ensure!(!self.failed, "{} is no longer written, because an earlier write failed", path.display());
+        let result = self.check_space().and_then(|()| change(self)).and_then(|()| Ok(self.file.flush()?));
         self.failed = result.is_err();
         result.with_context(|| format!("writing {}", path.display()))
     }
@@ -192,12 +162,8 @@ impl RunFile {
     }
 
     fn group(&self, name: &str) -> Result<Group> {
-        if self.file.link_exists(name) {
-            self.file.group(name)
-        } else {
-            self.file.create_group(name)
-        }
-        .with_context(|| format!("{}: group {name}", self.path.display()))
+        if self.file.link_exists(name) { self.file.group(name) } else { self.file.create_group(name) }
+            .with_context(|| format!("{}: group {name}", self.path.display()))
     }
 
     fn drop_after(&mut self, last_iteration: i64) -> Result<()> {

@@ -32,10 +32,7 @@ pub fn write_samples_file(path: impl AsRef<Path>, samples: &Tensor, force: bool)
         "{} exists; choose another name, or ask to overwrite it",
         path.display()
     );
-    ensure!(
-        samples.dim() >= 1,
-        "one number is not a set of samples, wanted the shape [n, …]"
-    );
+    ensure!(samples.dim() >= 1, "one number is not a set of samples, wanted the shape [n, …]");
     // Written under another name and renamed, so that a reader never meets half a file.
     let partial = partial_path(path);
     match path.extension().and_then(|extension| extension.to_str()) {
@@ -55,11 +52,7 @@ fn partial_path(path: &Path) -> PathBuf {
 
 fn write_hdf5(path: &Path, samples: &Tensor) -> Result<()> {
     let count = samples.size()[0];
-    let chains = if count > 0 && count % CHAINS == 0 {
-        CHAINS
-    } else {
-        1
-    };
+    let chains = if count > 0 && count % CHAINS == 0 { CHAINS } else { 1 };
     let mut shape = vec![chains, count / chains];
     shape.extend_from_slice(&samples.size()[1..]);
     let file = create_or_replace(path)?;

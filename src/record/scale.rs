@@ -32,12 +32,7 @@ pub fn set_scale(dataset: &Dataset, name: &str) -> Result<()> {
 pub fn attach_scale(dataset: &Dataset, scale: &Dataset, axis: usize) -> Result<()> {
     // SAFETY: both handles are open for as long as they are borrowed; HDF5 checks the axis; locked as above.
     let status = hdf5::sync::sync(|| unsafe { H5DSattach_scale(dataset.id(), scale.id(), axis as c_uint) });
-    ensure!(
-        status >= 0,
-        "cannot attach the scale {} to axis {axis} of {}",
-        scale.name(),
-        dataset.name()
-    );
+    ensure!(status >= 0, "cannot attach the scale {} to axis {axis} of {}", scale.name(), dataset.name());
     Ok(())
 }
 
@@ -45,12 +40,7 @@ pub fn attach_scale(dataset: &Dataset, scale: &Dataset, axis: usize) -> Result<(
 pub fn detach_scale(dataset: &Dataset, scale: &Dataset, axis: usize) -> Result<()> {
     // SAFETY: as for `attach_scale`.
     let status = hdf5::sync::sync(|| unsafe { H5DSdetach_scale(dataset.id(), scale.id(), axis as c_uint) });
-    ensure!(
-        status >= 0,
-        "cannot detach the scale {} from axis {axis} of {}",
-        scale.name(),
-        dataset.name()
-    );
+    ensure!(status >= 0, "cannot detach the scale {} from axis {axis} of {}", scale.name(), dataset.name());
     Ok(())
 }
 

@@ -22,9 +22,8 @@ pub struct Series {
 impl Series {
     /// Creates the datasets of a new group from its first row.
     pub fn create(group: Group, row: &[(Column, Cell)]) -> Result<Self> {
-        let index_is_integer = row
-            .iter()
-            .any(|(c, cell)| c.name == INDEX && matches!(cell, Cell::Integer(_)));
+        let index_is_integer =
+            row.iter().any(|(c, cell)| c.name == INDEX && matches!(cell, Cell::Integer(_)));
         ensure!(
             index_is_integer,
             "a row of {} has no integer column `{INDEX}`; without one a resumed run cannot tell which rows \
@@ -40,13 +39,7 @@ impl Series {
         for column in columns.iter().filter(|column| column.name != INDEX) {
             attach_scale(&column.dataset, &index, 0)?;
         }
-        Ok(Self {
-            group,
-            columns,
-            arrays: Vec::new(),
-            written_rows: 0,
-            pending_rows: 0,
-        })
+        Ok(Self { group, columns, arrays: Vec::new(), written_rows: 0, pending_rows: 0 })
     }
 
     /// Opens the datasets that an earlier process created.
@@ -61,33 +54,16 @@ impl Series {
                 arrays.push(GrowingArray::open(name, dataset));
             }
         }
-        let written_rows = columns
-            .iter()
-            .map(|column| column.dataset.size())
-            .min()
-            .unwrap_or(0);
-        Ok(Self {
-            group,
-            columns,
-            arrays,
-            written_rows,
-            pending_rows: 0,
-        })
+        let written_rows = columns.iter().map(|column| column.dataset.size()).min().unwrap_or(0);
+        Ok(Self { group, columns, arrays, written_rows, pending_rows: 0 })
     }
 
     /// Keeps the rows up to and including `last_iteration`, and only those that every column has.
     pub fn truncate(&mut self, last_iteration: i64) -> Result<()> {
         let index = self.group.dataset(INDEX)?.read_raw::<i64>()?;
-        let kept = index
-            .iter()
-            .take(self.written_rows)
-            .take_while(|&&i| i <= last_iteration)
-            .count();
+        let kept = index.iter().take(self.written_rows).take_while(|&&i| i <= last_iteration).count();
         for column in &self.columns {
-            column
-                .dataset
-                .resize(kept)
-                .with_context(|| format!("shortening {}", column.dataset.name()))?;
+            column.dataset.resize(kept).with_context(|| format!("shortening {}", column.dataset.name()))?;
         }
         for array in &self.arrays {
             array.resize(kept)?;
@@ -100,10 +76,7 @@ impl Series {
     pub fn append(&mut self, row: &[(Column, Cell)]) -> Result<()> {
         let found: Vec<&str> = row.iter().map(|(column, _)| column.name).collect();
         let same = found.len() == self.columns.len()
-            && self
-                .columns
-                .iter()
-                .all(|column| found.contains(&column.name.as_str()));
+            && self.columns.iter().all(|column| found.contains(&column.name.as_str()));
         if !same {
             let wanted: Vec<&str> = self.columns.iter().map(|column| column.name.as_str()).collect();
             bail!(
@@ -148,8 +121,7 @@ impl Series {
         let position = match self.arrays.iter().position(|array| array.name == column.name) {
             Some(position) => position,
             None => {
-                self.arrays
-                    .push(GrowingArray::create(&self.group, &column, shape)?);
+                self.arrays.push(GrowingArray::create(&self.group, &column, shape)?);
                 self.arrays.len() - 1
             }
         };
@@ -179,14 +151,10 @@ impl Series {
     pub fn write_pending(&mut self) -> Result<()> {
         let (from, to) = (self.written_rows, self.written_rows + self.pending_rows);
         for column in &self.columns {
-            column
-                .write(from, to)
-                .with_context(|| format!("writing {}", column.dataset.name()))?;
+            column.write(from, to).with_context(|| format!("writing {}", column.dataset.name()))?;
         }
         for array in &self.arrays {
-            array
-                .write(to)
-                .with_context(|| format!("writing {}", array.dataset.name()))?;
+            array.write(to).with_context(|| format!("writing {}", array.dataset.name()))?;
         }
         for column in &mut self.columns {
             column.clear();

@@ -19,7 +19,12 @@ impl Gaussian {
     ///
     /// # Errors
     /// If the sizes differ, or the covariance is not symmetric and positive definite.
-    pub fn new(mean: &[f64], covariance: &[Vec<f64>], kind: Kind, device: Device) -> Result<Self, TargetError> {
+    pub fn new(
+        mean: &[f64],
+        covariance: &[Vec<f64>],
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self, TargetError> {
         let d = mean.len();
         let invalid = |message: String| TargetError::Invalid(message);
         if d == 0 || covariance.len() != d || covariance.iter().any(|row| row.len() != d) {
@@ -31,9 +36,10 @@ impl Gaussian {
         let flat: Vec<f64> = covariance.iter().flatten().copied().collect();
         let covariance = Tensor::from_slice(&flat).reshape([d as i64, d as i64]);
         let is_symmetric = covariance.allclose(&covariance.transpose(0, 1), 1e-9, 1e-12, false);
-        let cholesky = covariance.f_linalg_cholesky(false).ok().filter(|_| is_symmetric).ok_or_else(|| {
-            invalid("target.covariance should be symmetric and positive definite, and is not".into())
-        })?;
+        let cholesky =
+            covariance.f_linalg_cholesky(false).ok().filter(|_| is_symmetric).ok_or_else(|| {
+                invalid("target.covariance should be symmetric and positive definite, and is not".into())
+            })?;
         let precision = Tensor::linalg_inv(&covariance);
         let on_device = |t: Tensor| t.to_kind(kind).to_device(device);
         Ok(Gaussian {
@@ -66,7 +72,8 @@ impl Target for Gaussian {
     }
 
     fn exact_samples(&self, generator: &mut Generator, rows: i64) -> Option<Tensor> {
-        let z = generator.normal(&[rows, self.shape[0]]).to_kind(self.mean.kind()).to_device(self.mean.device());
+        let z =
+            generator.normal(&[rows, self.shape[0]]).to_kind(self.mean.kind()).to_device(self.mean.device());
         Some(z.matmul(&self.cholesky.transpose(0, 1)) + &self.mean)
     }
 }

@@ -39,7 +39,8 @@ impl TargetAtLevel {
             TargetSection::Torchscript { file, shape, tempered, sigma0 } => {
                 if *tempered && sigma0.is_none() {
                     return Err(TargetError::Invalid(
-                        "target.tempered = true needs target.sigma0, the noise level of the module's density".into(),
+                        "target.tempered = true needs target.sigma0, the noise level of the module's density"
+                            .into(),
                     ));
                 }
                 let level = sigma0.filter(|_| *tempered);
@@ -75,7 +76,8 @@ impl TargetAtLevel {
     ) -> (Tensor, Tensor) {
         match self.inverse_temperature(x, sigma) {
             Some(factor) => {
-                let (score, product) = self.target.score_and_product(x, &|score| direction(&(score * &factor)));
+                let (score, product) =
+                    self.target.score_and_product(x, &|score| direction(&(score * &factor)));
                 (score * &factor, product * factor)
             }
             None => self.target.score_and_product(x, direction),

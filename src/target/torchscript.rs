@@ -30,7 +30,8 @@ impl TorchScriptTarget {
         if !path.is_file() {
             return Err(invalid("there is no such file".into()));
         }
-        let mut module = CModule::load_on_device(path, device).map_err(|error| invalid(first_line(&error)))?;
+        let mut module =
+            CModule::load_on_device(path, device).map_err(|error| invalid(first_line(&error)))?;
         module.set_eval();
         let target = TorchScriptTarget { module, shape: shape.to_vec() };
         let probe = Tensor::ones([&[2], shape].concat(), (Kind::Float, device)) * 0.1;
@@ -65,6 +66,8 @@ impl Target for TorchScriptTarget {
     }
 
     fn log_density(&self, x: &Tensor) -> Tensor {
-        self.module.forward_ts(&[x]).expect("the module was tried on samples of this shape when it was loaded")
+        self.module
+            .forward_ts(&[x])
+            .expect("the module was tried on samples of this shape when it was loaded")
     }
 }

@@ -61,7 +61,11 @@ mod tests {
         }
         for (index, expected) in expected.into_iter().enumerate() {
             // f32 rounding of a number near 2.
-            assert!((p.double_value(&[index as i64]) - expected).abs() < 5e-7, "{}", p.double_value(&[index as i64]));
+            assert!(
+                (p.double_value(&[index as i64]) - expected).abs() < 5e-7,
+                "{}",
+                p.double_value(&[index as i64])
+            );
         }
     }
 }

@@ -57,7 +57,8 @@ mod tests {
             fs::write(directory.path().join(name), "").unwrap();
         }
         prune(directory.path(), 2).unwrap();
-        let left: Vec<u64> = list(directory.path()).unwrap().into_iter().map(|(iteration, _)| iteration).collect();
+        let left: Vec<u64> =
+            list(directory.path()).unwrap().into_iter().map(|(iteration, _)| iteration).collect();
         assert_eq!(left, [1000, 10_000]);
         assert!(directory.path().join("notes.txt").exists());
     }

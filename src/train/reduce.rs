@@ -20,7 +20,8 @@ pub struct Reduced {
 pub fn reduce(world: &World, gradients: &[&Tensor], statistics: &[&Tensor]) -> Result<Reduced, CommError> {
     let sizes: Vec<i64> = gradients.iter().map(|gradient| gradient.numel() as i64).collect();
     let scalars = statistics.iter().map(|value| value.reshape([1]).to_kind(Kind::Float));
-    let parts: Vec<Tensor> = gradients.iter().map(|gradient| gradient.shallow_clone()).chain(scalars).collect();
+    let parts: Vec<Tensor> =
+        gradients.iter().map(|gradient| gradient.shallow_clone()).chain(scalars).collect();
     let mut buffer = Tensor::cat(&parts, 0);
     world.collective().all_reduce_sum(&mut buffer)?;
     let total: i64 = sizes.iter().sum();

@@ -187,7 +187,12 @@ impl<'a> Trainer<'a> {
     }
 
     /// Algorithm 1, step 2: one Adam update of the sampler down the field, the score network fixed.
-    fn sampler_update(&self, state: &mut State, fraction: f64, stop: &Stop) -> Result<(Update, bool), TrainError> {
+    fn sampler_update(
+        &self,
+        state: &mut State,
+        fraction: f64,
+        stop: &Stop,
+    ) -> Result<(Update, bool), TrainError> {
         let settings = &self.plan.file.train;
         let draw = self.draw(Stream::SamplerUpdate, state.iteration, fraction);
         let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);

@@ -61,7 +61,8 @@ impl State {
     /// The state before the first update.
     pub fn initial(plan: &Plan, networks: &Networks, device: Device) -> Self {
         let (file, seed) = (&plan.file, plan.file.run.seed);
-        let sampler = Parameters::initialise(networks.sampler.layout(), seed, Stream::SamplerParameters, device);
+        let sampler =
+            Parameters::initialise(networks.sampler.layout(), seed, Stream::SamplerParameters, device);
         let score = Parameters::initialise(networks.score.layout(), seed, Stream::ScoreParameters, device);
         for (start, parameters) in [(file.sampler.start, &sampler), (file.score.start, &score)] {
             if let (Start::Energy, Some(energy)) = (start, &networks.energy_parameters) {

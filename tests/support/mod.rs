@@ -23,10 +23,7 @@ pub fn mpirun(ranks: usize) -> Command {
     );
     let mut command = Command::new(&program);
     // A virtual environment holds an Open MPI that was moved after its installation.
-    let prefix = program
-        .parent()
-        .and_then(Path::parent)
-        .filter(|prefix| prefix.join("pyvenv.cfg").exists());
+    let prefix = program.parent().and_then(Path::parent).filter(|prefix| prefix.join("pyvenv.cfg").exists());
     if let Some(prefix) = prefix {
         command.env("OPAL_PREFIX", prefix);
     }
@@ -45,18 +42,13 @@ pub fn mpirun(ranks: usize) -> Command {
 fn find_mpirun() -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let venv = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin");
-    std::env::split_paths(&path)
-        .chain([venv])
-        .map(|folder| folder.join("mpirun"))
-        .find(|file| file.is_file())
+    std::env::split_paths(&path).chain([venv]).map(|folder| folder.join("mpirun")).find(|file| file.is_file())
 }
 
 /// The options above are Open MPI's; other launchers need and know none of them.
 fn is_open_mpi(program: &Path, prefix: Option<&Path>) -> bool {
     let mut command = Command::new(program);
-    command
-        .arg("--version")
-        .envs(prefix.map(|prefix| ("OPAL_PREFIX", prefix)));
+    command.arg("--version").envs(prefix.map(|prefix| ("OPAL_PREFIX", prefix)));
     let said = command.output().expect("mpirun can be run").stdout;
     String::from_utf8_lossy(&said).contains("Open MPI")
 }
@@ -100,28 +92,17 @@ pub fn run_within(mut command: Command, limit: Duration) -> Finished {
         child.kill().expect("the child can be killed");
         let _ = child.wait();
     }
-    let output: String = output
-        .into_iter()
-        .map(|reader| reader.join().expect("the reader ends"))
-        .collect();
-    let Some(status) = status else {
-        panic!("{command:?} runs for more than {limit:?}:\n{output}")
-    };
-    let code = status
-        .code()
-        .unwrap_or_else(|| panic!("{command:?} got signal {:?}:\n{output}", status.signal()));
-    Finished {
-        code,
-        output,
-        elapsed,
-    }
+    let output: String = output.into_iter().map(|reader| reader.join().expect("the reader ends")).collect();
+    let Some(status) = status else { panic!("{command:?} runs for more than {limit:?}:\n{output}") };
+    let code =
+        status.code().unwrap_or_else(|| panic!("{command:?} got signal {:?}:\n{output}", status.signal()));
+    Finished { code, output, elapsed }
 }
 
 fn read_all(mut pipe: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
-        pipe.read_to_end(&mut bytes)
-            .expect("the child's output can be read");
+        pipe.read_to_end(&mut bytes).expect("the child's output can be read");
         String::from_utf8_lossy(&bytes).into_owned()
     })
 }
