@@ -1,4 +1,7 @@
-//! LeNet-5 (LeCun et al. 1998) with ReLU and max pooling: the classifier whose features FD-LeNet uses.
+//! LeNet-5 (LeCun et al. 1998), tanh and average pooling: the classifier whose features FD-LeNet uses.
+//!
+//! Its features lie in [−1, 1], so the scale of the distance does not depend on how long the classifier was trained, as it does
+//! with unbounded activations.
 
 use std::rc::Rc;
 
@@ -40,12 +43,20 @@ impl LeNet {
         &self.layout
     }
 
-    /// Features `[B, 84]` of images `[B, 1, 28, 28]` in [0, 1]: the last hidden layer after its ReLU.
+    /// Features `[B, 84]` of images `[B, 1, 28, 28]` in [0, 1]: the last hidden layer after its tanh.
     pub fn features(&self, weights: &Weights, images: &Tensor) -> Tensor {
-        let h = self.first.forward(weights, images).relu().max_pool2d_default(2);
-        let h = self.second.forward(weights, &h).relu().max_pool2d_default(2);
-        let h = self.wide.forward(weights, &h.flatten(1, -1)).relu();
-        self.features.forward(weights, &h).relu()
+        let h = self
+            .first
+            .forward(weights, images)
+            .tanh()
+            .avg_pool2d([2i64; 2], [2i64; 2], [0i64; 2], false, true, None);
+        let h = self
+            .second
+            .forward(weights, &h)
+            .tanh()
+            .avg_pool2d([2i64; 2], [2i64; 2], [0i64; 2], false, true, None);
+        let h = self.wide.forward(weights, &h.flatten(1, -1)).tanh();
+        self.features.forward(weights, &h).tanh()
     }
 
     /// Class logits `[B, 10]` from features `[B, 84]`.
