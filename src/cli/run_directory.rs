@@ -36,22 +36,18 @@ impl RunDirectory {
         Self::lock(path)
     }
 
-    /// Opens the directory of a run to continue; also returns its newest checkpoint.
+    /// Opens the directory of a run to continue; also returns its newest checkpoint. A run that stopped before its first
+    /// checkpoint has none and starts again, so that a requeued job needs no other command line.
     ///
     /// # Errors
-    /// If there is no run or no checkpoint in it, or another process works in it.
-    pub fn resume(path: &Path) -> Result<(Self, PathBuf)> {
-        let checkpoints = path.join("checkpoints");
-        let newest = latest_checkpoint(&checkpoints).with_context(|| {
-            format!("there is no run to resume in {}; start it without --resume", path.display())
-        })?;
-        let Some((_, checkpoint)) = newest else {
-            bail!(
-                "{} has no checkpoint to resume from; remove the directory and start without --resume",
-                path.display()
-            );
-        };
-        Ok((Self::lock(path)?, checkpoint))
+    /// If there is no run in it, or another process works in it.
+    pub fn resume(path: &Path) -> Result<(Self, Option<PathBuf>)> {
+        if !path.join("config.toml").exists() {
+            bail!("there is no run to resume in {}; start it without --resume", path.display());
+        }
+        let newest = latest_checkpoint(&path.join("checkpoints"))
+            .with_context(|| format!("cannot read the checkpoints in {}", path.display()))?;
+        Ok((Self::lock(path)?, newest.map(|(_, checkpoint)| checkpoint)))
     }
 
     fn lock(path: &Path) -> Result<Self> {

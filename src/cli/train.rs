@@ -88,8 +88,7 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
 
 fn open(path: &Path, resume: bool) -> Result<(RunDirectory, Option<std::path::PathBuf>)> {
     if resume {
-        let (directory, checkpoint) = RunDirectory::resume(path)?;
-        return Ok((directory, Some(checkpoint)));
+        return RunDirectory::resume(path);
     }
     Ok((RunDirectory::create(path, "run.h5")?, None))
 }
@@ -99,7 +98,8 @@ fn start_record(path: &Path, world: &World, plan: &Plan, state: &State) -> Resul
     write_atomically(&path.join("config.toml"), config.as_bytes())
         .with_context(|| format!("cannot write in {}", path.display()))?;
     let file = path.join("run.h5");
-    if state.iteration > 0 && file.exists() {
+    if file.exists() {
+        // A resumed run, since a new one was refused: rows after its checkpoint are dropped and made again.
         return RunFile::resume(&file, state.iteration as i64);
     }
     RunFile::create(&file, &run_attributes(world, &config))

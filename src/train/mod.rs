@@ -40,6 +40,17 @@ pub enum TrainError {
         /// Which quantity.
         what: &'static str,
     },
+    /// The ranks' copies of the networks differ.
+    #[error(
+        "at iteration {iteration} rank {rank} holds other parameters than rank 0: its hardware or libraries differ; \
+         resume from the last checkpoint without that host"
+    )]
+    Replicas {
+        /// The iteration.
+        iteration: u64,
+        /// The lowest rank that differs from rank 0.
+        rank: usize,
+    },
     /// Ranks could not exchange numbers.
     #[error(transparent)]
     Comm(#[from] crate::comm::CommError),

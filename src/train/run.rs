@@ -103,6 +103,7 @@ pub fn run(
             observer.observe(&Event::Evaluation(state))?;
         }
         if is_last || is_stop_asked || state.iteration.is_multiple_of(plan.file.checkpoint.every) {
+            same_on_all_ranks(world, state)?;
             observer.observe(&Event::Checkpoint(state.iteration))?;
             if world.is_root() {
                 state.save(&checkpoints.join(checkpoint::file_name(state.iteration)), plan)?;
@@ -254,6 +255,16 @@ impl<'a> Trainer<'a> {
 
 fn stop_flag(stop: &Stop, device: Device) -> Tensor {
     Tensor::from(if stop.load(Ordering::Relaxed) { 1f32 } else { 0f32 }).to_device(device)
+}
+
+/// Every rank makes the same updates from the same sums, so all hold the same bits; a rank that does not has a hardware
+/// or library fault, and nothing it computes can be trusted.
+fn same_on_all_ranks(world: &World, state: &State) -> Result<(), TrainError> {
+    let hashes = world.gather_strings(&state.parameters_sha256());
+    match hashes.iter().position(|hash| *hash != hashes[0]) {
+        Some(rank) => Err(TrainError::Replicas { iteration: state.iteration, rank }),
+        None => Ok(()),
+    }
 }
 
 /// A non-finite value on one rank is one on all ranks after the sum, so all stop here together, before the

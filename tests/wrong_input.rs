@@ -1,0 +1,257 @@
+//! Wrong input: each gives exit code 2 before any work, one message that says what was wanted, what was
+//! found and what to do, and leaves what was there untouched.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use support::{Finished, mpirun, run_within};
+use tempfile::TempDir;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn dft(arguments: &[&str]) -> Finished {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dft"));
+    command.current_dir(root()).args(arguments);
+    run_within(command, LIMIT)
+}
+
+/// A directory for runs, and a tiny training command in it.
+struct Bench {
+    directory: TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Bench { directory: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn train(&self, config: &str, more: &[&str]) -> Finished {
+        let run = self.path("run");
+        let mut arguments = vec!["train", config, "--run", run.to_str().unwrap()];
+        arguments.extend(["--set", "train.iterations=2", "--set", "train.warmup_updates=1"]);
+        arguments.extend(more);
+        dft(&arguments)
+    }
+
+    /// Training on an energy whose weights are in `file`.
+    fn train_on_energy(&self, file: &Path) -> Finished {
+        let setting = format!("target.file={}", file.display());
+        self.train("configs/mnist.toml", &["--set", &setting, "--set", "evaluate.features=none"])
+    }
+}
+
+/// Exit code 2, one error line with all of `words`, and no run begun.
+#[track_caller]
+fn refused(finished: &Finished, words: &[&str]) {
+    assert_eq!(finished.code, 2, "{}", finished.output);
+    assert_eq!(finished.output.matches("ERROR").count(), 1, "{}", finished.output);
+    for word in words {
+        assert!(finished.output.contains(word), "`{word}` is not in: {}", finished.output);
+    }
+}
+
+#[test]
+fn unknown_key_is_named_with_its_line() {
+    let bench = Bench::new();
+    let config = bench.path("misspelt.toml");
+    let text = fs::read_to_string(root().join("configs/quick.toml")).unwrap();
+    fs::write(&config, text.replace("score_updates", "score_update")).unwrap();
+    let run = bench.path("run");
+    let finished = dft(&["train", config.to_str().unwrap(), "--run", run.to_str().unwrap()]);
+    refused(&finished, &["unknown field", "score_update", "score_updates", "line"]);
+    assert!(!run.exists());
+}
+
+#[test]
+fn unknown_key_and_wrong_type_on_the_command_line_are_refused() {
+    let bench = Bench::new();
+    refused(
+        &bench.train("configs/quick.toml", &["--set", "train.iteratons=5"]),
+        &["iteratons", "iterations"],
+    );
+    refused(&bench.train("configs/quick.toml", &["--set", "train.batch=many"]), &["invalid type", "many"]);
+    refused(&bench.train("configs/quick.toml", &["--set", "batch=5"]), &["section.key=value"]);
+    assert!(!bench.path("run").exists());
+}
+
+#[test]
+fn absent_configuration_is_named() {
+    refused(
+        &Bench::new().train("configs/absent.toml", &[]),
+        &["cannot read configuration", "configs/absent.toml"],
+    );
+}
+
+#[test]
+fn indivisible_batch_and_shards_are_refused_with_what_would_fit() {
+    let bench = Bench::new();
+    refused(&bench.train("configs/quick.toml", &["--set", "train.batch=250"]), &["250", "24 shards", "264"]);
+    let mut command = mpirun(2);
+    command.current_dir(root()).arg(env!("CARGO_BIN_EXE_dft")).args(["train", "configs/quick.toml", "--run"]);
+    command.arg(bench.path("run")).args(["--set", "compute.shards=15"]);
+    refused(&run_within(command, LIMIT), &["compute.shards = 15", "2 ranks", "16"]);
+}
+
+#[test]
+fn values_out_of_range_say_what_to_choose() {
+    let bench = Bench::new();
+    for (setting, words) in [
+        ("train.iterations=0", ["train.iterations = 0", "1 or more"]),
+        ("method.sigma=-0.1", ["method.sigma", "level > 0"]),
+        ("train.sampler_betas=[0.9, 1.0]", ["train.sampler_betas", "[0, 1)"]),
+        ("sampler.latent=1", ["sampler.latent = 1", "dimension 2"]),
+        ("sampler.kind=unet", ["sampler.kind", "\"mlp\""]),
+        ("target.covariance=[[1.0, 2.0], [2.0, 1.0]]", ["target.covariance", "positive definite"]),
+    ] {
+        refused(&bench.train("configs/quick.toml", &["--set", setting]), &words);
+    }
+    let joint = ["--set", "train.schedule=simultaneous", "--set", "method.variance=control_variate"];
+    refused(&bench.train("configs/quick.toml", &joint), &["control_variate", "antithetic"]);
+}
+
+#[test]
+fn missing_weights_are_named() {
+    let bench = Bench::new();
+    refused(
+        &bench.train_on_energy(&bench.path("absent.safetensors")),
+        &["cannot read weights", "absent.safetensors"],
+    );
+}
+
+#[test]
+fn truncated_and_altered_weights_are_recognised() {
+    let bench = Bench::new();
+    let whole = fs::read(root().join("configs/weights/mnist-energy.safetensors")).unwrap();
+    let file = bench.path("weights.safetensors");
+    fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    refused(&bench.train_on_energy(&file), &["damaged", "weights.safetensors"]);
+    let mut altered = whole.clone();
+    let middle = altered.len() / 2;
+    altered[middle] ^= 1; // one flipped bit
+    fs::write(&file, &altered).unwrap();
+    refused(&bench.train_on_energy(&file), &["damaged", "SHA-256"]);
+}
+
+#[test]
+fn weights_of_another_network_are_refused() {
+    let bench = Bench::new();
+    let lenet = root().join("configs/weights/mnist-lenet.safetensors");
+    refused(&bench.train_on_energy(&lenet), &["another network", "mnist-lenet.safetensors"]);
+    let wide =
+        bench.train("configs/mnist.toml", &["--set", "sampler.width=32", "--set", "evaluate.features=none"]);
+    refused(&wide, &["sampler.start", "width 24"]);
+}
+
+#[test]
+fn checkpoint_of_another_network_or_run_is_refused_and_kept() {
+    let bench = Bench::new();
+    assert_eq!(bench.train("configs/quick.toml", &[]).code, 0);
+    let checkpoint = bench.path("run/checkpoints/iteration-000000002.safetensors");
+    let before = fs::read(&checkpoint).unwrap();
+    let summary = fs::read(bench.path("run/summary.json")).unwrap();
+    let resume = |setting: &str| bench.train("configs/quick.toml", &["--resume", "--set", setting]);
+    refused(&resume("sampler.width=16"), &["another network", "sampler.parameters"]);
+    refused(&resume("run.seed=7"), &["run.seed = 0", "7"]);
+    refused(&resume("compute.shards=12"), &["compute.shards = 24", "12"]);
+    assert_eq!(fs::read(&checkpoint).unwrap(), before);
+    assert_eq!(fs::read(bench.path("run/summary.json")).unwrap(), summary);
+    // A damaged checkpoint is no checkpoint.
+    fs::write(&checkpoint, &before[..before.len() - 100]).unwrap();
+    refused(&resume("run.seed=0"), &["damaged", "iteration-000000002"]);
+}
+
+#[test]
+fn data_with_another_hash_are_refused() {
+    let bench = Bench::new();
+    let data = bench.path("mnist");
+    fs::create_dir(&data).unwrap();
+    for name in [
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    ] {
+        fs::write(data.join(name), b"not these bytes").unwrap();
+    }
+    let (data, run) = (format!("data={}", data.display()), bench.path("run"));
+    let config = bench.path("features.toml");
+    let text = fs::read_to_string(root().join("configs/mnist-features.toml")).unwrap();
+    fs::write(
+        &config,
+        text.replace("[run]", &format!("{}\n[run]", data.replace("data=", "data = \"").to_owned() + "\"")),
+    )
+    .unwrap();
+    let finished = dft(&["fit-features", config.to_str().unwrap(), "--run", run.to_str().unwrap()]);
+    refused(&finished, &["SHA-256", "dft data mnist"]);
+    assert!(!run.exists());
+}
+
+#[test]
+fn run_directory_that_holds_a_run_is_left_alone() {
+    let bench = Bench::new();
+    assert_eq!(bench.train("configs/quick.toml", &[]).code, 0);
+    let before = fs::read(bench.path("run/run.h5")).unwrap();
+    refused(&bench.train("configs/quick.toml", &[]), &["already holds a run", "--resume"]);
+    assert_eq!(fs::read(bench.path("run/run.h5")).unwrap(), before);
+}
+
+#[test]
+fn run_directory_that_cannot_be_made_is_refused() {
+    // Below a file, no directory can be made, whoever asks (root may write anywhere else).
+    let bench = Bench::new();
+    fs::write(bench.path("run"), "a file").unwrap();
+    refused(
+        &bench.train("configs/quick.toml", &["--run", bench.path("run/below").to_str().unwrap()]),
+        &["cannot make"],
+    );
+}
+
+#[test]
+fn nothing_to_resume_is_said() {
+    refused(
+        &Bench::new().train("configs/quick.toml", &["--resume"]),
+        &["no run to resume", "without --resume"],
+    );
+}
+
+#[test]
+fn cuda_that_is_absent_is_an_error_and_no_fall_back() {
+    if tch::Cuda::is_available() {
+        return; // the claim is about hosts without it
+    }
+    let finished = Bench::new().train("configs/quick.toml", &["--set", "compute.device=cuda"]);
+    refused(&finished, &["cuda", "cpu"]);
+}
+
+#[test]
+fn launcher_without_mpi_is_an_error_and_not_two_lonely_runs() {
+    let bench = Bench::new();
+    let run = bench.path("run");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dft"));
+    command.current_dir(root()).args(["train", "configs/quick.toml", "--run"]).arg(&run);
+    // What a foreign launcher sets for a job of two ranks; this program's MPI sees one.
+    command.env("PMI_RANK", "0").env("PMI_SIZE", "2");
+    refused(&run_within(command, LIMIT), &["2 processes", "mpirun"]);
+    assert!(!run.exists());
+}
+
+#[test]
+fn usage_errors_come_from_one_rank() {
+    let mut command = mpirun(2);
+    command.arg(env!("CARGO_BIN_EXE_dft")).args(["train", "--colour", "blue"]);
+    let finished = run_within(command, LIMIT);
+    assert_eq!(finished.code, 2, "{}", finished.output);
+    assert_eq!(finished.output.matches("unexpected argument").count(), 1, "{}", finished.output);
+}
