@@ -48,6 +48,7 @@ stage shell shell_syntax
 stage lints cargo clippy --release --all-targets --locked -- -D warnings
 stage doc cargo doc --release --no-deps --locked
 stage build cargo build --release --locked
+stage data target/release/dft data mnist
 stage tests cargo test --release --locked
 
 printf '\n== all passed in %d s\n' $SECONDS

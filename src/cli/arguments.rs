@@ -23,9 +23,6 @@ pub struct Arguments {
     /// How log lines are written to standard error.
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
-    /// Log more; twice for everything.
-    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
-    pub verbose: u8,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,

@@ -31,7 +31,7 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return session::report_usage(&error),
     };
-    progress::start_log(arguments.log_format, arguments.verbose);
+    progress::start_log(arguments.log_format);
     let result = match arguments.command {
         Command::Train(train) => train::run(&train),
         Command::FitEnergy(fit) => fit_energy::run(&fit),

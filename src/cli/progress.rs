@@ -1,6 +1,7 @@
 //! What a person sees while a command works: log lines, and a progress bar on a terminal.
 
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -12,14 +13,15 @@ use super::arguments::LogFormat;
 /// Seconds between log lines of progress where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
-/// Starts logging to standard error.
-pub fn start_log(format: LogFormat, verbose: u8) {
-    let level = ["info", "debug", "trace"][usize::from(verbose.min(2))];
-    let filter =
-        EnvFilter::try_from_env("DFT_LOG").unwrap_or_else(|_| EnvFilter::new(format!("dft={level}")));
+/// The format that this process logs in; set once, by [`start_log`].
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
+/// Starts logging to standard error. `DFT_LOG` can ask for more than the default level, e.g. `DFT_LOG=debug`.
+pub fn start_log(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("DFT_LOG").unwrap_or_else(|_| EnvFilter::new("dft=info"));
     let log =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    match format {
+    match FORMAT.get_or_init(|| format) {
         LogFormat::Json => log.json().flatten_event(true).init(),
         LogFormat::Text => log.without_time().with_ansi(std::io::stderr().is_terminal()).init(),
     }
@@ -45,8 +47,8 @@ enum Display {
 impl Progress {
     /// Starts at `done` of `total` steps. `is_shown` on one rank only.
     pub fn new(what: &'static str, done: u64, total: u64, is_shown: bool) -> Self {
-        // The log's format is not known here; JSON lines and a bar exclude each other because JSON is for pipes.
-        let display = match (is_shown, std::io::stderr().is_terminal()) {
+        let is_for_people = FORMAT.get() == Some(&LogFormat::Text) && std::io::stderr().is_terminal();
+        let display = match (is_shown, is_for_people) {
             (false, _) => Display::Silent,
             (true, false) => Display::Lines,
             (true, true) => {
@@ -80,15 +82,19 @@ impl Progress {
                     let seconds = (now - self.started).as_secs_f64();
                     let rate = (done - self.first) as f64 / seconds.max(1e-9);
                     let left = if rate > 0.0 { (self.total - done) as f64 / rate } else { f64::NAN };
-                    info!(
-                        "{} {done:>width$}/{} · {rate:.3} a second · {left:.0} s left · {}",
-                        self.what,
-                        self.total,
-                        message(),
-                        width = self.total.to_string().len()
-                    );
+                    self.line(done, rate, left, &message());
                 }
             }
+        }
+    }
+
+    fn line(&self, done: u64, rate: f64, left: f64, message: &str) {
+        let (what, total) = (self.what, self.total);
+        if FORMAT.get() == Some(&LogFormat::Json) {
+            info!(task = what, done, total, per_second = rate, seconds_left = left, "{message}");
+        } else {
+            let width = total.to_string().len();
+            info!("{what} {done:>width$}/{total} · {rate:.3} a second · {left:.0} s left · {message}");
         }
     }
 

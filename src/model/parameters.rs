@@ -67,7 +67,16 @@ impl Weights {
         let wanted: Vec<&Tensor> = self.0.iter().chain(inputs.iter().copied()).collect();
         let mut gradients = Tensor::run_backward(&[loss], &wanted, false, false);
         let inputs = gradients.split_off(self.0.len());
-        let flat: Vec<Tensor> = gradients.iter().map(|gradient| gradient.reshape([-1])).collect();
+        let flat: Vec<Tensor> = gradients
+            .iter()
+            .zip(&self.0)
+            .map(|(gradient, weight)| {
+                // The loss may not depend on a weight, as a score does not on the last bias of an energy.
+                let gradient =
+                    if gradient.defined() { gradient.shallow_clone() } else { weight.detach().zeros_like() };
+                gradient.reshape([-1])
+            })
+            .collect();
         (Tensor::cat(&flat, 0), inputs)
     }
 }
@@ -215,6 +224,14 @@ mod tests {
         // d/da sum(2a) = 2, d/db sum(3b) = 3
         let (gradient, _) = w.gradient(&((&w.0[0] * 2).sum(None) + (&w.0[1] * 3).sum(None)), &[]);
         assert_eq!(gradient, Tensor::from_slice(&[2f32, 2., 2., 2., 2., 2., 3., 3., 3., 3.]));
+    }
+
+    #[test]
+    fn weights_that_the_loss_does_not_depend_on_have_gradient_zero() {
+        let parameters = Parameters::initialise(&two_parameters(), 0, Stream::Parameters, Device::Cpu);
+        let w = parameters.tracked();
+        let (gradient, _) = w.gradient(&(&w.0[0] * 2).sum(None), &[]);
+        assert_eq!(gradient, Tensor::from_slice(&[2f32, 2., 2., 2., 2., 2., 0., 0., 0., 0.]));
     }
 
     #[test]

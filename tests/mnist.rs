@@ -1,0 +1,161 @@
+//! The main job in miniature, on real data: fit an energy and features, train on them, evaluate beside Langevin,
+//! sample and plot. Needs data/mnist (`dft data mnist`), which ci/test.sh brings.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use dft::record::RunReader;
+use serde_json::Value;
+use support::{Finished, mpirun, run_within};
+
+const LIMIT: Duration = Duration::from_secs(240);
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// `dft` on two ranks, one thread each, from the project's root.
+#[track_caller]
+fn on_two_ranks(arguments: &[&str]) -> Finished {
+    let mut command = mpirun(2);
+    command.current_dir(root()).arg(env!("CARGO_BIN_EXE_dft")).args(arguments);
+    let finished = run_within(command, LIMIT);
+    assert_eq!(finished.code, 0, "{}", finished.output);
+    finished
+}
+
+#[test]
+fn the_whole_path_from_data_to_pictures_runs_on_two_ranks() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let [energy, lenet, run, samples] =
+        ["energy.safetensors", "lenet.safetensors", "run", "samples.h5"].map(path);
+
+    on_two_ranks(&[
+        "fit-energy",
+        "configs/mnist-energy.toml",
+        "-o",
+        &energy,
+        "--run",
+        &path("energy"),
+        "--set",
+        "energy.width=8",
+        "--set",
+        "train.iterations=12",
+        "--set",
+        "train.batch=24",
+    ]);
+    let loss =
+        RunReader::open(directory.path().join("energy/run.h5")).unwrap().series("train", "loss").unwrap();
+    assert!(loss.len() == 2 && loss.iter().all(|value| value.is_finite()), "{loss:?}");
+    on_two_ranks(&[
+        "fit-features",
+        "configs/mnist-features.toml",
+        "-o",
+        &lenet,
+        "--run",
+        &path("lenet"),
+        "--set",
+        "train.iterations=300",
+    ]);
+
+    let (energy, lenet) = (format!("target.file={energy}"), format!("evaluate.features_file={lenet}"));
+    on_two_ranks(&[
+        "train",
+        "configs/mnist.toml",
+        "--run",
+        &run,
+        "--set",
+        &energy,
+        "--set",
+        &lenet,
+        "--set",
+        "sampler.width=8",
+        "--set",
+        "score.width=8",
+        "--set",
+        "train.iterations=4",
+        "--set",
+        "train.warmup_updates=2",
+        "--set",
+        "evaluate.samples=150",
+        "--set",
+        "evaluate.every=2",
+        "--set",
+        "checkpoint.every=2",
+    ]);
+    let finished = on_two_ranks(&["evaluate", &run, "--langevin", "2,3"]);
+    for words in ["real images", "one step", "Langevin, 2 steps", "Langevin, 3 steps", "FD-LeNet", "pixel sd"]
+    {
+        assert!(finished.output.contains(words), "`{words}` is not in: {}", finished.output);
+    }
+    let summary: Value =
+        serde_json::from_str(&fs::read_to_string(Path::new(&run).join("summary.json")).unwrap()).unwrap();
+    let rows = summary["comparison"].as_array().unwrap();
+    assert_eq!(rows.len(), 4);
+    for row in rows {
+        // The same count and floor stand in every row.
+        let score = &row["metrics"]["fd_lenet"];
+        assert_eq!(
+            (&score["samples"], &score["floor"]),
+            (&150.into(), &rows[0]["metrics"]["fd_lenet"]["value"])
+        );
+    }
+    assert_eq!(rows[3]["target_evaluations_per_sample"], 4); // three steps and one to denoise
+
+    on_two_ranks(&["sample", &run, "-n", "20", "-o", &samples]);
+    on_two_ranks(&["plot", &run]);
+    for figure in ["samples.png", "losses.png", "evaluation.png", "comparison.png"] {
+        let png = fs::read(Path::new(&run).join("figures").join(figure)).unwrap();
+        assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n", "{figure}");
+    }
+}
+
+#[test]
+fn committed_features_are_what_their_metadata_say() {
+    // The test accuracy that stands in the committed weights, measured again from the weights and the test split.
+    let file =
+        dft::model::WeightsFile::load(&root().join("configs/weights/mnist-lenet.safetensors")).unwrap();
+    let recorded: f64 = file.metadata("test_accuracy").unwrap().parse().unwrap();
+    assert!(recorded > 0.985);
+    let network = dft::model::LeNet::default();
+    let parameters = dft::model::Parameters::from_file(network.layout(), &file, tch::Device::Cpu).unwrap();
+    let mnist = dft::data::Mnist::load(&root().join("data/mnist")).unwrap();
+    let (x, y) = (mnist.images(dft::data::Split::Test), mnist.labels(dft::data::Split::Test));
+    let found = dft::train::accuracy(&network, parameters.frozen(), &x, &y);
+    assert!((found - recorded).abs() < 1e-4, "{found} for {recorded}");
+}
+
+#[test]
+fn every_training_configuration_in_the_repository_takes_a_step() {
+    // Small in the two dimensions that cost time; everything else as a user runs it.
+    let directory = tempfile::tempdir().unwrap();
+    let small = ["train.batch=24", "train.iterations=1", "evaluate.samples=100", "train.warmup_updates=1"];
+    let mut found = 0;
+    for entry in fs::read_dir(root().join("configs")).unwrap() {
+        let config = entry.unwrap().path();
+        let name = config.file_name().unwrap().to_str().unwrap().to_string();
+        let Some(kind) = name.strip_suffix(".toml") else { continue };
+        let (verb, settings): (&str, &[&str]) = match kind {
+            "mnist-features" => ("fit-features", &["train.iterations=1"]),
+            "mnist-energy" => ("fit-energy", &["train.iterations=1", "train.batch=24"]),
+            "mnist-energy-resnet" => {
+                ("fit-energy", &["train.iterations=1", "train.batch=24", "energy.width=8"])
+            }
+            _ => ("train", &small),
+        };
+        let mut command = Command::new(env!("CARGO_BIN_EXE_dft"));
+        command.current_dir(root()).arg(verb).arg(&config).arg("--run").arg(directory.path().join(kind));
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        let finished = run_within(command, LIMIT);
+        assert_eq!(finished.code, 0, "{name}: {}", finished.output);
+        found += 1;
+    }
+    assert!(found >= 6, "only {found} configurations");
+}
