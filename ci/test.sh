@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 export CARGO_TERM_PROGRESS_WHEN=never
+export CUDA_VISIBLE_DEVICES=     # jobs of several ranks on any machine; ci/gpu-check.sh has the GPUs
 export RUSTDOCFLAGS="-D warnings"
 
 timings=()

@@ -10,7 +10,7 @@ use std::ops::Range;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// What a stream of random numbers is for. The discriminants are part of the reproducibility contract:
 /// changing one changes the bits of every run.
@@ -65,6 +65,15 @@ impl Generator {
         Tensor::from_slice(&values).reshape(shape)
     }
 
+    /// Noise levels log-uniform in [low, high) for the rows `rows` of a global batch of `batch`, one in each of `batch` strata, as a
+    /// CPU tensor.
+    pub fn stratified_levels(&mut self, (low, high): (f64, f64), rows: Range<i64>, batch: usize) -> Tensor {
+        let count = rows.end - rows.start;
+        let stratum = Tensor::arange_start(rows.start, rows.end, (Kind::Float, Device::Cpu));
+        let quantile = (stratum + self.uniform(&[count])) / batch as f64;
+        (quantile * (high / low).ln() + low.ln()).exp()
+    }
+
     /// `count` indices below `bound`, independent and uniform.
     pub fn indices(&mut self, count: usize, bound: i64) -> Vec<i64> {
         (0..count).map(|_| self.0.random_range(0..bound)).collect()
@@ -97,11 +106,6 @@ impl Shards {
     pub fn of_rank(batch: usize, shards: usize, rank: usize, world_size: usize) -> Self {
         let count = shards / world_size;
         Shards { first: rank * count, count, rows: batch / shards }
-    }
-
-    /// Number of rows of this rank.
-    pub fn total_rows(&self) -> i64 {
-        (self.count * self.rows) as i64
     }
 
     /// Runs `draw` once for each owned shard, with the rows of the global batch that the shard holds, and

@@ -8,7 +8,6 @@ use tch::Kind;
 /// 0.1307 and 0.3081 are the mean and deviation of the training pixels by which the usual examples normalise
 /// (PyTorch's `examples/mnist`); the class counts are those commonly listed for it.
 #[test]
-#[ignore = "needs the files that `dft data mnist` brings to data/mnist"]
 fn mnist_has_its_published_moments_and_classes() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(Dataset::Mnist.default_directory());
     let mnist = Mnist::load(&directory).unwrap();

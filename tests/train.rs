@@ -153,9 +153,55 @@ fn ten_and_ten_iterations_equal_twenty_in_every_bit() {
         finished.output
     );
     assert_eq!(sha256(&whole), sha256(&parts));
+    // The averaged weights too, which that hash leaves out.
+    let sampler = |run: &Path| fs::read(run.join("sampler.safetensors")).unwrap();
+    assert_eq!(sampler(&whole), sampler(&parts));
     for name in ["iteration", "score_loss", "sampler_loss", "sampler_gradient_norm", "target_evaluations"] {
         assert_eq!(series(&whole, name), series(&parts, name), "{name}");
     }
+}
+
+#[test]
+fn resuming_a_finished_run_writes_its_results_again_and_records_nothing_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = directory.path().join("run");
+    succeed(quick(solo(), &run, &[]));
+    let before = summary(&run);
+    // As after a crash between the last checkpoint and the results.
+    fs::remove_file(run.join("summary.json")).unwrap();
+    let mut again = quick(solo(), &run, &[]);
+    again.arg("--resume");
+    succeed(again);
+    let after = summary(&run);
+    assert_eq!(
+        (&before["metrics"], &before["parameters_sha256"]),
+        (&after["metrics"], &after["parameters_sha256"])
+    );
+    let record = RunReader::open(run.join("run.h5")).unwrap();
+    assert_eq!(record.series("evaluation", "iteration").unwrap(), [10.0, 20.0]);
+    assert_eq!(series(&run, "iteration").len(), 20);
+}
+
+#[test]
+fn sigusr1_through_mpirun_stops_both_ranks_with_a_checkpoint() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = directory.path().join("run");
+    let mut command =
+        quick(ranks(2), &run, &["train.iterations=100000", "checkpoint.every=50", "evaluate.every=0"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let started = Instant::now();
+    while fs::read_dir(run.join("checkpoints")).map_or(0, Iterator::count) == 0 {
+        assert!(started.elapsed() < LIMIT, "no checkpoint within {LIMIT:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Command::new("kill").args(["-USR1", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(75));
+    let iterations = series(&run, "iteration");
+    let last = format!("iteration-{:09}.safetensors", iterations.len());
+    assert!(
+        run.join("checkpoints").join(&last).is_file(),
+        "{last} should be the checkpoint of the last iteration"
+    );
 }
 
 #[test]

@@ -112,6 +112,8 @@ fn values_out_of_range_say_what_to_choose() {
         ("method.sigma=-0.1", ["method.sigma", "level > 0"]),
         ("train.sampler_betas=[0.9, 1.0]", ["train.sampler_betas", "[0, 1)"]),
         ("sampler.latent=1", ["sampler.latent = 1", "dimension 2"]),
+        ("evaluate.features=inception", ["inception", "\"lenet\""]),
+        ("evaluate.samples=40000", ["evaluate.samples = 40000", "30000"]),
         ("sampler.kind=unet", ["sampler.kind", "\"mlp\""]),
         ("target.covariance=[[1.0, 2.0], [2.0, 1.0]]", ["target.covariance", "positive definite"]),
     ] {
@@ -162,9 +164,13 @@ fn checkpoint_of_another_network_or_run_is_refused_and_kept() {
     let before = fs::read(&checkpoint).unwrap();
     let summary = fs::read(bench.path("run/summary.json")).unwrap();
     let resume = |setting: &str| bench.train("configs/quick.toml", &["--resume", "--set", setting]);
-    refused(&resume("sampler.width=16"), &["another network", "sampler.parameters"]);
+    refused(&resume("sampler.width=16"), &["[sampler]", "16"]);
     refused(&resume("run.seed=7"), &["run.seed = 0", "7"]);
     refused(&resume("compute.shards=12"), &["compute.shards = 24", "12"]);
+    // The same shapes and another function: the weights would fit, and mean something else.
+    refused(&resume("sampler.initial_scale=3.0"), &["[sampler]", "3.0"]);
+    refused(&resume("method.sigma=0.3"), &["[method]", "0.3"]);
+    refused(&resume("train.iterations=1"), &["2 iterations", "train.iterations = 1"]);
     assert_eq!(fs::read(&checkpoint).unwrap(), before);
     assert_eq!(fs::read(bench.path("run/summary.json")).unwrap(), summary);
     // A damaged checkpoint is no checkpoint.
@@ -185,17 +191,54 @@ fn data_with_another_hash_are_refused() {
     ] {
         fs::write(data.join(name), b"not these bytes").unwrap();
     }
-    let (data, run) = (format!("data={}", data.display()), bench.path("run"));
-    let config = bench.path("features.toml");
-    let text = fs::read_to_string(root().join("configs/mnist-features.toml")).unwrap();
-    fs::write(
-        &config,
-        text.replace("[run]", &format!("{}\n[run]", data.replace("data=", "data = \"").to_owned() + "\"")),
-    )
-    .unwrap();
-    let finished = dft(&["fit-features", config.to_str().unwrap(), "--run", run.to_str().unwrap()]);
+    let (setting, run) = (format!("train.data={}", data.display()), bench.path("run"));
+    let run_name = run.to_str().unwrap();
+    let finished =
+        dft(&["fit-features", "configs/mnist-features.toml", "--run", run_name, "--set", &setting]);
     refused(&finished, &["SHA-256", "dft data mnist"]);
     assert!(!run.exists());
+}
+
+#[test]
+fn a_flipped_bit_in_the_description_of_weights_is_recognised_too() {
+    // sigma0 stands in the metadata, not in the tensors; another value would be another density.
+    let bench = Bench::new();
+    let whole = fs::read(root().join("configs/weights/mnist-energy.safetensors")).unwrap();
+    let name = b"sigma0";
+    let at = whole.windows(name.len()).position(|window| window == name).unwrap();
+    let digit = at + whole[at..].iter().position(|byte| *byte == b'1').unwrap();
+    let mut altered = whole.clone();
+    altered[digit] = b'2';
+    let file = bench.path("weights.safetensors");
+    fs::write(&file, &altered).unwrap();
+    refused(&bench.train_on_energy(&file), &["damaged", "metadata_sha256"]);
+}
+
+#[test]
+fn existing_weights_are_not_overwritten_without_force() {
+    let bench = Bench::new();
+    let weights = bench.path("weights.safetensors");
+    fs::write(&weights, b"somebody's").unwrap();
+    let run = bench.path("run");
+    let finished = dft(&[
+        "fit-energy",
+        "configs/mnist-energy.toml",
+        "-o",
+        weights.to_str().unwrap(),
+        "--run",
+        run.to_str().unwrap(),
+        "--set",
+        "train.iterations=1",
+    ]);
+    refused(&finished, &["exist", "--force"]);
+    assert_eq!(fs::read(&weights).unwrap(), b"somebody's");
+}
+
+#[test]
+fn nothing_to_draw_is_said() {
+    let bench = Bench::new();
+    assert_eq!(dft(&["sample", bench.path("absent").to_str().unwrap(), "-n", "0", "-o", "x.npy"]).code, 2);
+    refused(&dft(&["plot", bench.path("absent").to_str().unwrap()]), &["absent"]);
 }
 
 #[test]
@@ -228,10 +271,18 @@ fn nothing_to_resume_is_said() {
 
 #[test]
 fn cuda_that_is_absent_is_an_error_and_no_fall_back() {
-    if tch::Cuda::is_available() {
-        return; // the claim is about hosts without it
-    }
-    let finished = Bench::new().train("configs/quick.toml", &["--set", "compute.device=cuda"]);
+    let bench = Bench::new();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dft"));
+    command.current_dir(root()).args([
+        "train",
+        "configs/quick.toml",
+        "--set",
+        "compute.device=cuda",
+        "--run",
+    ]);
+    // On a host with GPUs, none of them is shown.
+    command.arg(bench.path("run")).env("CUDA_VISIBLE_DEVICES", "");
+    let finished = run_within(command, LIMIT);
     refused(&finished, &["cuda", "cpu"]);
 }
 

@@ -17,7 +17,8 @@ use crate::data::Dataset;
     version,
     after_help = "A first run:\n  dft data mnist\n  mpirun -n 2 dft train configs/mnist.toml\n  mpirun -n 2 dft evaluate \
                   runs/mnist\n\nExit codes: 0 done · 1 failure · 2 wrong usage or configuration, before any work · 3 \
-                  training diverged · 75 stopped by SIGTERM or SIGUSR1 after writing a checkpoint"
+                  training diverged · 75 stopped by SIGTERM, SIGINT or SIGUSR1 after writing a checkpoint (through Open MPI's \
+                  mpirun send SIGUSR1: it follows up SIGTERM with SIGKILL)"
 )]
 pub struct Arguments {
     /// How log lines are written to standard error.
@@ -43,8 +44,12 @@ pub enum Command {
     /// Train a one-step sampler of the target that a configuration names.
     Train(Train),
     /// Fit an energy-based model to images by multi-scale denoising score matching.
+    ///
+    /// A fit keeps no checkpoints: if it is stopped it starts again.
     FitEnergy(Fit),
     /// Fit the small classifier whose features FD-LeNet is measured on.
+    ///
+    /// A fit keeps no checkpoints: if it is stopped it starts again.
     FitFeatures(Fit),
     /// Draw samples from a trained sampler into a file.
     Sample(Sample),
@@ -79,6 +84,9 @@ pub struct Train {
 pub struct Fit {
     /// Configuration, e.g. configs/mnist-energy.toml.
     pub config: PathBuf,
+    /// Overwrite the weights that are there.
+    #[arg(long)]
+    pub force: bool,
     /// Where the weights go [default: weights.safetensors in the run directory].
     #[arg(long, short, value_name = "FILE")]
     pub output: Option<PathBuf>,
@@ -96,7 +104,7 @@ pub struct Sample {
     /// A run directory, or a sampler.safetensors.
     pub run: PathBuf,
     /// Number of samples.
-    #[arg(short = 'n', long, default_value_t = 1000)]
+    #[arg(short = 'n', long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..1 << 40))]
     pub number: u64,
     /// File to write: .h5 (opens in ArviZ) or .npy.
     #[arg(short, long, value_name = "FILE")]

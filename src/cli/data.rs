@@ -1,9 +1,5 @@
 //! `dft data`: brings a data set to the machine.
 
-use std::path::PathBuf;
-
-use clap::ValueEnum;
-
 use super::arguments::Data;
 use super::session::{Exit, Session};
 use crate::config::DeviceRequest;
@@ -12,9 +8,7 @@ use crate::data::fetch;
 /// Runs the command; under a launcher rank 0 fetches.
 pub fn run(arguments: &Data) -> Result<(), Exit> {
     let session = Session::start_on(DeviceRequest::Cpu)?;
-    let name =
-        arguments.dataset.to_possible_value().map(|value| value.get_name().to_string()).unwrap_or_default();
-    let directory = arguments.directory.clone().unwrap_or_else(|| PathBuf::from("data").join(name));
+    let directory = arguments.directory.clone().unwrap_or_else(|| arguments.dataset.default_directory());
     // A fetch that fails has changed nothing but .partial files, and it is the whole work: exit code 1.
     let fetched = session.world.agree(if session.world.is_root() {
         fetch(arguments.dataset, &directory).map(Some)

@@ -9,7 +9,7 @@ use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
-use crate::comm::{self, DeviceRequest, StartOptions, World};
+use crate::comm::{self, CommError, DeviceRequest, StartOptions, World};
 
 /// The libtorch that tch 0.24 is tied to.
 const TCH_WANTS: &str = "2.11.0";
@@ -192,13 +192,22 @@ fn timed_all_reduce(world: &World) -> anyhow::Result<f64> {
         }
         // Exact in f32 for any world below 5,000 ranks.
         let (least, most) = (buffer.min().double_value(&[]), buffer.max().double_value(&[]));
-        if (least, most) != (wanted, wanted) {
-            bail!(
-                "rank {} on {}: the all-reduce gave {least} to {most} where every element should be {wanted}; \
-                 check the network and the versions above",
-                world.rank,
-                world.host
-            );
+        let is_right = (least, most) == (wanted, wanted);
+        // A wrong sum on one rank is a failure of all: a lone return would leave the others in the next round.
+        let checked = world.agree(if is_right {
+            Ok(())
+        } else {
+            Err(format!(
+                "the all-reduce gave {least} to {most} where every element should be {wanted}; check the network and the \
+                 versions above"
+            ))
+        });
+        if let Err(failure) = checked {
+            let message = failure.to_string();
+            let elsewhere = CommError::Elsewhere { rank: failure.rank, message: message.clone() };
+            let backend = world.backend;
+            let here = CommError::Backend { backend, message };
+            bail!(if failure.is_reported_here() { here } else { elsewhere });
         }
     }
     Ok(fastest)

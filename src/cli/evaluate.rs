@@ -10,9 +10,9 @@ use tch::Tensor;
 use tracing::{info, warn};
 
 use super::arguments::Evaluate;
-use super::metrics::{Measure, Scores, draw_samples};
+use super::metrics::{Inputs, Measure, Scores, draw_samples};
 use super::progress::Progress;
-use super::sample::load_sampler;
+use super::sample::{Sampler, load_sampler};
 use super::session::{Exit, Session};
 use super::summary::{ComparisonRow, Score, Summary};
 use crate::comm::World;
@@ -20,6 +20,7 @@ use crate::config::{EvaluateSection, SamplerSection, TrainFile, load};
 use crate::mcmc::AnnealedLangevin;
 use crate::metric::chunks_of_rank;
 use crate::plot::labelled_grids;
+use crate::record::{Cell, Column, RunFile};
 use crate::rng::{Generator, Stream};
 use crate::target::TargetAtLevel;
 
@@ -42,12 +43,13 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
     let target = session.prepare(TargetAtLevel::load(&plan.file.target, world.device))?;
     let sampler = session.prepare(load_sampler(&arguments.run.join("sampler.safetensors"), world.device))?;
     let mut summary = session.prepare(Summary::read(&arguments.run.join("summary.json")))?;
-    let measure = Measure::new(section, target.target(), world).and_then(|measure| {
-        measure.context(
+    let inputs = Inputs::load(section, target.target(), world.device).and_then(|inputs| {
+        inputs.context(
             "the run has evaluate.features = \"none\", so there is nothing to measure; set it with --set",
         )
     });
-    let measure = session.prepare(measure)?;
+    let inputs = session.prepare(inputs)?;
+    let measure = session.work(inputs.measure(world))?;
 
     // One row of the table after the other; each draws the same number of samples.
     let mut rows = vec![ComparisonRow {
@@ -58,21 +60,13 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
         metrics: measure.floors(),
     }];
     let mut pictures = vec![("real".to_string(), measure.real(PICTURED))];
-    let started = Instant::now();
-    let scored = measure.score("", world, |chunk, rows| {
-        let sigma = sampler.output_sigma;
-        draw_samples(
-            &sampler.network,
-            &sampler.parameters,
-            arguments.seed,
-            (chunk, rows),
-            sigma,
-            world.device,
-        )
+    let drawn = timed_score(&measure, world, |chunk, rows| {
+        let Sampler { network, parameters, output_sigma } = &sampler;
+        draw_samples(network, parameters, arguments.seed, (chunk, rows), *output_sigma, world.device)
     });
-    let scores = session.work(scored)?;
+    let (scores, seconds) = session.work(drawn)?;
     let name = format!("one step, {}", summary.method);
-    rows.push(row(&name, 0, 1, started.elapsed().as_secs_f64(), scores.metrics));
+    rows.push(row(&name, 0, 1, seconds, scores.metrics));
     pictures.push((name, scores.shown));
     let chains = langevin_plans(section, &plan.file.sampler, &target);
     if world.is_root() && chains.is_empty() && !section.langevin_steps.is_empty() {
@@ -88,6 +82,7 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
     if world.is_root() {
         println!("{}", table(&rows));
         summary.comparison = rows;
+        summary.extractor = Some(measure.extractor());
         let written = write(&arguments.run, &summary, &pictures);
         session.work(written)?;
     }
@@ -108,6 +103,27 @@ fn row(
         seconds,
         metrics,
     }
+}
+
+/// Scores what `draw` returns, and the seconds that drawing alone took on the slowest rank.
+fn timed_score(
+    measure: &Measure,
+    world: &World,
+    mut draw: impl FnMut(u64, i64) -> Tensor,
+) -> Result<(Scores, f64)> {
+    let mut seconds = 0.0;
+    let scores = measure.score("", world, |chunk, rows| {
+        let started = Instant::now();
+        let samples = draw(chunk, rows);
+        if world.device.is_cuda() {
+            tch::Cuda::synchronize(0);
+        }
+        seconds += started.elapsed().as_secs_f64();
+        samples
+    })?;
+    let all = world.gather_strings(&format!("{seconds:e}"));
+    let slowest = all.iter().filter_map(|text| text.parse().ok()).fold(0.0, f64::max);
+    Ok((scores, slowest))
 }
 
 fn langevin_plans(
@@ -140,8 +156,7 @@ fn langevin_row(
     let chunks = chunks_of_rank(section.samples as i64, world).count() as u64;
     let mut progress = Progress::new("Langevin", 0, chunks * chain.steps, world.is_root());
     let mut steps_before = 0;
-    let started = Instant::now();
-    let Scores { metrics, shown, .. } = measure.score("", world, |chunk, rows| {
+    let (Scores { metrics, shown, .. }, seconds) = timed_score(measure, world, |chunk, rows| {
         let mut generator = Generator::new(seed, Stream::Chains, chain.steps, chunk);
         let samples = chain.run(target.target(), &mut generator, rows, world.device, &mut |done| {
             progress.set(steps_before + done, || format!("{} steps", chain.steps));
@@ -150,7 +165,6 @@ fn langevin_row(
         samples
     })?;
     progress.finish();
-    let seconds = started.elapsed().as_secs_f64();
     Ok((row(&name, chain.evaluations_per_sample(), 0, seconds, metrics), shown))
 }
 
@@ -189,6 +203,7 @@ fn table(rows: &[ComparisonRow]) -> Table {
 
 fn write(run: &Path, summary: &Summary, pictures: &[(String, Tensor)]) -> Result<()> {
     summary.write(&run.join("summary.json"))?;
+    record_comparison(run, summary)?;
     let is_image = pictures.iter().all(|(_, samples)| samples.dim() == 4);
     if is_image {
         let rows: Vec<(String, Tensor)> = pictures
@@ -201,4 +216,41 @@ fn write(run: &Path, summary: &Summary, pictures: &[(String, Tensor)]) -> Result
         info!("picture in {}", path.display());
     }
     Ok(())
+}
+
+/// The table as `/comparison` of the run file, in place of an earlier one; its rows are numbered from the top by `row`.
+fn record_comparison(run: &Path, summary: &Summary) -> Result<()> {
+    let mut record = RunFile::resume(run.join("run.h5"), summary.iterations as i64)?;
+    record.remove("comparison")?;
+    let names: Vec<&str> = summary.comparison.iter().map(|row| row.sampler.as_str()).collect();
+    for (number, row) in summary.comparison.iter().enumerate() {
+        let column = |name: &'static str, units, description| Column { name, units, description };
+        let mut cells = vec![
+            (column("iteration", "1", "iterations of the sampler"), Cell::from(summary.iterations)),
+            (
+                column("row", "1", "row of the table, from 0; named in the attribute `rows`"),
+                Cell::from(number as u64),
+            ),
+            (
+                column(
+                    "target_evaluations_per_sample",
+                    "1",
+                    "evaluations of the target's gradient for one sample",
+                ),
+                Cell::from(row.target_evaluations_per_sample),
+            ),
+            (column("seconds", "s", "time to draw all samples on all ranks"), Cell::from(row.seconds)),
+        ];
+        for (name, score) in &row.metrics {
+            let [value, floor] = [name.clone(), format!("{name}_floor")].map(|name| &*name.leak());
+            cells.push((column(value, "1", "score of the samples"), score.value.into()));
+            cells.push((column(floor, "1", "the same score of as many real samples"), score.floor.into()));
+        }
+        record.append("comparison", &cells)?;
+    }
+    record.set_attribute("comparison", "rows", names.join("; ").into())?;
+    if let Some(extractor) = &summary.extractor {
+        record.set_attribute("comparison", "extractor_sha256", extractor.sha256.as_str().into())?;
+    }
+    record.flush()
 }

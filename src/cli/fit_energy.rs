@@ -17,7 +17,8 @@ pub fn run(arguments: &Fit) -> Result<(), Exit> {
     file.run.directory = arguments.run.clone().or(file.run.directory);
     let world = &session.world;
     let plan = session.prepare(file.check(world.size))?;
-    let images = session.prepare(Mnist::load(&plan.file.data).map(|mnist| mnist.images(Split::Train)))?;
+    let images =
+        session.prepare(Mnist::load(&plan.file.train.data).map(|mnist| mnist.images(Split::Train)))?;
     let text = toml::to_string(&plan.file).expect("a configuration is a table of plain values");
     let mut record = FitRun::start(&session, arguments, &plan.file.run, &text, plan.file.train.iterations)?;
 

@@ -16,7 +16,7 @@ pub fn run(arguments: &Fit) -> Result<(), Exit> {
     file.run.directory = arguments.run.clone().or(file.run.directory);
     let world = &session.world;
     let plan = session.prepare(file.check(world.size))?;
-    let mnist = session.prepare(Mnist::load(&plan.file.data))?;
+    let mnist = session.prepare(Mnist::load(&plan.file.train.data))?;
     let text = toml::to_string(&plan.file).expect("a configuration is a table of plain values");
     let mut record = FitRun::start(&session, arguments, &plan.file.run, &text, plan.file.train.iterations)?;
 

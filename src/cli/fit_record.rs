@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::arguments::Fit;
 use super::progress::Progress;
@@ -41,8 +41,8 @@ impl FitRun {
         let path = run.directory();
         let output = arguments.output.clone().unwrap_or_else(|| path.join("weights.safetensors"));
         let directory = session.prepare_on_root(|| -> Result<_> {
-            let directory = RunDirectory::create(&path, "run.h5")?;
-            check_writable(&output)?;
+            let directory = RunDirectory::create(&path)?;
+            check_output(&output, arguments.force)?;
             write_atomically(&directory.file("config.toml"), config.as_bytes())
                 .with_context(|| format!("cannot write in {}", path.display()))?;
             let record = RunFile::create(directory.file("run.h5"), &run_attributes(&session.world, config))?;
@@ -106,9 +106,13 @@ impl FitRun {
     }
 }
 
-/// Fails now rather than after an hour of training if the weights could not be written.
-fn check_writable(path: &Path) -> Result<()> {
-    let probe = path.with_extension("probe");
+/// Fails now rather than after an hour of training if the weights must not or could not be written.
+fn check_output(path: &Path, force: bool) -> Result<()> {
+    if path.exists() && !force {
+        bail!("weights {} exist; add --force to overwrite them, or choose another --output", path.display());
+    }
+    let mut probe = path.as_os_str().to_owned();
+    probe.push(format!(".{}", std::process::id()));
     std::fs::write(&probe, b"")
         .and_then(|()| std::fs::remove_file(&probe))
         .with_context(|| format!("cannot write weights {}; choose another --output", path.display()))

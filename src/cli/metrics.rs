@@ -2,17 +2,24 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use tch::{Device, Tensor, no_grad};
 
-use super::summary::Score;
+use super::summary::{ExtractorId, Score};
 use crate::comm::World;
-use crate::config::{EvaluateSection, FeaturesKind, SigmaPath};
+use crate::config::{EvaluateSection, Features, SigmaPath};
 use crate::data::{Mnist, Split};
-use crate::metric::{Extractor, Moments, PixelSpread, Reference, chunks_of_rank};
+use crate::metric::{Extractor, Moments, PixelSpread, Reference, chunks_of_rank, exact_samples};
 use crate::model::{Parameters, SamplerNetwork};
 use crate::rng::{Generator, Stream};
 use crate::target::Target;
+
+/// Samples hold numbers that are not finite. Known on all ranks at once, since it is seen after a sum over them.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "samples hold values that are not finite: the sampler or the chain diverged; lower its learning rate or step size"
+)]
+pub struct NotFinite;
 
 /// How many samples of an evaluation are kept for pictures and records.
 pub const SHOWN: i64 = 100;
@@ -35,54 +42,75 @@ pub struct Scores {
     pub shown: Tensor,
 }
 
-impl Measure {
-    /// Loads the reference that the configuration asks for; `None` if it asks for no Fréchet distance.
+/// What a measurement needs, loaded and checked on this rank, before any collective.
+pub struct Inputs {
+    extractor: Extractor,
+    real: Tensor,
+    samples: i64,
+}
+
+impl Inputs {
+    /// Loads what the configuration asks for; `None` if it asks for no Fréchet distance.
     ///
     /// # Errors
     /// If data or extractor cannot be used, do not fit the target, or there are fewer real samples than the floor needs.
-    pub fn new(section: &EvaluateSection, target: &dyn Target, world: &World) -> Result<Option<Self>> {
-        let file = || section.features_file.clone().unwrap_or_default();
-        let extractor = match section.features {
-            FeaturesKind::None => return Ok(None),
-            FeaturesKind::Identity => {
-                let Some(reference) = Reference::exact(target, world)? else {
-                    anyhow::bail!(
-                        "evaluate.features = \"identity\" compares with exact samples, and this target has no sampler; \
-                         choose \"lenet\", \"torchscript\" or \"none\""
-                    );
-                };
-                return Self::of(reference, section, world, false).map(Some);
+    pub fn load(section: &EvaluateSection, target: &dyn Target, device: Device) -> Result<Option<Self>> {
+        let images = || Mnist::load(&section.data).map(|mnist| mnist.images(Split::Train));
+        let (extractor, real) = match &section.features {
+            Features::None => return Ok(None),
+            Features::Identity => match exact_samples(target) {
+                Some(samples) => (Extractor::Identity, samples),
+                None => bail!(
+                    "evaluate.features = \"identity\" compares with exact samples, and this target has no sampler; \
+                     choose \"lenet\", a TorchScript file or \"none\""
+                ),
+            },
+            Features::Lenet => {
+                let file = section.features_file.clone().unwrap_or_default();
+                (Extractor::lenet(&file, device)?, images()?)
             }
-            FeaturesKind::Lenet => Extractor::lenet(&file(), world.device)?,
-            FeaturesKind::Torchscript => Extractor::torchscript(&file(), target.shape(), world.device)?,
+            Features::TorchScript(file) => (Extractor::torchscript(file, target.shape(), device)?, images()?),
         };
-        let images = Mnist::load(&section.data)?.images(Split::Train);
-        if images.size()[1..] != *target.shape() {
-            anyhow::bail!(
+        if real.size()[1..] != *target.shape() {
+            bail!(
                 "evaluate.data holds images {:?} and the target makes {:?}; set evaluate.features = \"none\"",
-                &images.size()[1..],
+                &real.size()[1..],
                 target.shape()
             );
         }
-        Self::of(Reference::new(extractor, &images, world)?, section, world, true).map(Some)
-    }
-
-    fn of(reference: Reference, section: &EvaluateSection, world: &World, is_image: bool) -> Result<Self> {
-        let samples = section.samples as i64;
-        if samples > reference.largest() {
-            anyhow::bail!(
+        let (samples, most) = (section.samples as i64, real.size()[0] / 2);
+        if samples > most {
+            bail!(
                 "evaluate.samples = {samples}, and the floor needs as many real samples beside the reference, of which \
-                 there are {}; choose that or fewer",
-                reference.largest()
+                 there are {most}; choose that or fewer"
             );
         }
-        let (fd_floor, deviation) = reference.floor(samples, world)?;
-        Ok(Measure { reference, samples, fd_floor, deviation_floor: is_image.then_some(deviation) })
+        Ok(Some(Inputs { extractor, real, samples }))
     }
 
+    /// Measures the reference and its floor, over all ranks.
+    ///
+    /// # Errors
+    /// If a collective fails.
+    pub fn measure(self, world: &World) -> Result<Measure> {
+        let is_image = self.real.dim() == 4;
+        let reference = Reference::new(self.extractor, &self.real, world)?;
+        let (fd_floor, deviation) = reference.floor(self.samples, world)?;
+        let deviation_floor = is_image.then_some(deviation);
+        Ok(Measure { reference, samples: self.samples, fd_floor, deviation_floor })
+    }
+}
+
+impl Measure {
     /// The reference.
     pub fn reference(&self) -> &Reference {
         &self.reference
+    }
+
+    /// Name and hash of the extractor.
+    pub fn extractor(&self) -> ExtractorId {
+        let (name, sha256) = self.reference.extractor().identity();
+        ExtractorId { name: name.to_string(), sha256: sha256.to_string() }
     }
 
     /// Real samples for a picture.
@@ -130,6 +158,9 @@ impl Measure {
         }
         moments.merge(world)?;
         spread.merge(world)?;
+        if !moments.is_finite() {
+            return Err(NotFinite.into());
+        }
         // Chunk 0 belongs to rank 0; the others make room for what it sends.
         let shape = [&[self.samples.min(SHOWN)], &self.reference.real(1).size()[1..]].concat();
         let mut shown = shown.unwrap_or_else(|| Tensor::zeros(shape, (tch::Kind::Float, world.device)));

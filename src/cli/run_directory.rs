@@ -20,8 +20,8 @@ impl RunDirectory {
     ///
     /// # Errors
     /// If it holds a run already, cannot be written, or another process works in it.
-    pub fn create(path: &Path, marker: &str) -> Result<Self> {
-        if path.join(marker).exists() || path.join("config.toml").exists() {
+    pub fn create(path: &Path) -> Result<Self> {
+        if path.join("run.h5").exists() || path.join("config.toml").exists() {
             bail!(
                 "{} already holds a run, and a run never overwrites another; continue it with --resume where the command \
                  has that, choose another directory with --run, or remove it",

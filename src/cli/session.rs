@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use tracing::error;
 
+use super::metrics::NotFinite;
 use crate::comm::{CommError, StartOptions, World};
 use crate::config::{ComputeSection, ConfigError, DeviceRequest};
 use crate::train::TrainError;
@@ -34,22 +35,22 @@ pub struct Session {
 impl Session {
     /// Starts the world that a configuration asks for; `file` is the configuration as read on this rank.
     ///
-    /// A configuration that cannot be read names no device, so ranks then meet on the CPU to report it once.
+    /// A rank that cannot read it says so to the others before they look for devices: it does not know which to ask for.
     pub fn start<T>(
         file: Result<T, ConfigError>,
         compute: impl Fn(&T) -> &ComputeSection,
     ) -> Result<(Self, T), Exit> {
-        let asked = file
-            .as_ref()
-            .ok()
-            .map(|file| compute(file).clone())
-            .unwrap_or_else(|| ComputeSection { device: DeviceRequest::Cpu, ..ComputeSection::default() });
-        let options = StartOptions { share_gpus: asked.share_gpus, ..StartOptions::default() };
+        let (asked, refusal) = match &file {
+            Ok(file) => (compute(file).clone(), None),
+            Err(error) => (ComputeSection::default(), Some(error.to_string())),
+        };
+        let options = StartOptions { share_gpus: asked.share_gpus, refusal, ..StartOptions::default() };
         let world =
             World::start(asked.device, asked.threads, options).map_err(|error| start_failed(&error))?;
-        let session = Session { world };
-        let file = session.prepare(file)?;
-        Ok((session, file))
+        match file {
+            Ok(file) => Ok((Session { world }, file)),
+            Err(_) => Err(Exit(USAGE)), // unreachable in practice: the refusal ended the start
+        }
     }
 
     /// Starts the world of a command that has no configuration.
@@ -82,11 +83,11 @@ impl Session {
     pub fn work<T, E: Into<anyhow::Error>>(&self, step: Result<T, E>) -> Result<T, Exit> {
         step.map_err(|error| {
             let error: anyhow::Error = error.into();
-            if let Some(TrainError::Diverged { .. }) = error.downcast_ref() {
+            if let Some(code) = code_of_all_ranks(&error) {
                 if self.world.is_root() {
                     error!("{error:#}");
                 }
-                return Exit(DIVERGED);
+                return Exit(code);
             }
             let World { rank, size, host, .. } = &self.world;
             if *size == 1 {
@@ -99,6 +100,17 @@ impl Session {
     }
 }
 
+/// Exit code of an error that all ranks see at once, because they see it after a collective.
+fn code_of_all_ranks(error: &anyhow::Error) -> Option<u8> {
+    match error.downcast_ref::<TrainError>() {
+        Some(TrainError::Diverged { .. }) => Some(DIVERGED),
+        Some(TrainError::Replicas { .. }) => Some(FAILURE),
+        Some(TrainError::Observer(inner)) => inner.is::<NotFinite>().then_some(DIVERGED),
+        Some(TrainError::Comm(_)) => None,
+        None => error.is::<NotFinite>().then_some(DIVERGED),
+    }
+}
+
 /// Reports that ranks could not start, from the rank that knows why.
 pub fn start_failed(error: &CommError) -> Exit {
     if error.is_reported_here() {
@@ -107,14 +119,14 @@ pub fn start_failed(error: &CommError) -> Exit {
     Exit(USAGE)
 }
 
-/// Reports an error that has not been agreed on: ranks that could not start, or a check that failed.
+/// Reports the error of `dft doctor`: ranks that could not start (2), or a check that failed on all of them (1).
 pub fn report(error: &anyhow::Error) -> Exit {
     match error.downcast_ref::<CommError>() {
-        Some(start) => start_failed(start),
-        None => {
+        Some(CommError::Backend { .. }) | None => {
             error!("{error:#}");
             Exit(FAILURE)
         }
+        Some(start) => start_failed(start),
     }
 }
 

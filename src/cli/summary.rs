@@ -34,6 +34,15 @@ pub struct ComparisonRow {
     pub metrics: BTreeMap<String, Score>,
 }
 
+/// Which features a Fréchet distance was measured on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtractorId {
+    /// Its name.
+    pub name: String,
+    /// SHA-256 of its weights.
+    pub sha256: String,
+}
+
 /// The result of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -59,6 +68,9 @@ pub struct Summary {
     pub parameters_sha256: String,
     /// Scores of the sampler.
     pub metrics: BTreeMap<String, Score>,
+    /// What the Fréchet distances among them were measured on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extractor: Option<ExtractorId>,
     /// The sampler beside others, once `dft evaluate` has run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub comparison: Vec<ComparisonRow>,
@@ -88,6 +100,7 @@ impl Summary {
 
 /// The command line of this process, as the user would write it.
 pub fn command_line() -> String {
-    let arguments = std::env::args().skip(1);
-    std::iter::once("dft".to_string()).chain(arguments).collect::<Vec<_>>().join(" ")
+    let arguments = std::env::args_os().skip(1);
+    let words = arguments.map(|argument| argument.to_string_lossy().into_owned());
+    std::iter::once("dft".to_string()).chain(words).collect::<Vec<_>>().join(" ")
 }

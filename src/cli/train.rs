@@ -11,7 +11,7 @@ use tch::Tensor;
 use tracing::{info, warn};
 
 use super::arguments::Train;
-use super::metrics::{Measure, SHOWN, draw_samples, output_sigma};
+use super::metrics::{Inputs, Measure, SHOWN, Scores, draw_samples, output_sigma};
 use super::progress::Progress;
 use super::run_directory::RunDirectory;
 use super::session::{Exit, STOPPED, Session};
@@ -35,7 +35,8 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
     let world = &session.world;
     let plan = session.prepare(file.check(world.size))?;
     let networks = session.prepare(Networks::build(&plan, world.device))?;
-    let measure = session.prepare(Measure::new(&plan.file.evaluate, networks.target.target(), world))?;
+    let inputs =
+        session.prepare(Inputs::load(&plan.file.evaluate, networks.target.target(), world.device))?;
     let mut state = State::initial(&plan, &networks, world.device);
     let path = plan.file.run.directory();
     let opened = session.prepare_on_root(|| open(&path, arguments.resume))?;
@@ -45,6 +46,14 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
     let checkpoint = world.broadcast_string(world.is_root().then_some(chosen));
     if !checkpoint.is_empty() {
         session.prepare(state.restore(Path::new(&checkpoint), &plan))?;
+        let (done, wanted) = (state.iteration, plan.file.train.iterations);
+        session.prepare(if done <= wanted {
+            Ok(())
+        } else {
+            Err(format!(
+                "the run has done {done} iterations and train.iterations = {wanted}; set it to {done} or more"
+            ))
+        })?;
     }
     let record = session.prepare_on_root(|| start_record(&path, world, &plan, &state))?;
     let stop = session.prepare(watch_signals())?;
@@ -53,6 +62,7 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
     }
 
     // Work.
+    let measure = session.work(inputs.map(|inputs| inputs.measure(world)).transpose())?;
     let sigma = output_sigma(&plan.file.method.sigma, networks.target.tempered_from().is_some());
     let first = state.iteration;
     let mut observer = RunObserver {
@@ -78,8 +88,8 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
         return Err(Exit(STOPPED));
     }
     if first == plan.file.train.iterations {
-        // Resumed after the last iteration: nothing to train, but the results can be written again.
-        session.work(observer.observe(&Event::Evaluation(&state)))?;
+        // Resumed after the last iteration: nothing to train, and its scores are recorded; the results are written again.
+        session.work(observer.score(&state))?;
     }
     let finished = observer.finish(&state, directory.as_ref());
     session.work(finished)?;
@@ -90,7 +100,7 @@ fn open(path: &Path, resume: bool) -> Result<(RunDirectory, Option<std::path::Pa
     if resume {
         return RunDirectory::resume(path);
     }
-    Ok((RunDirectory::create(path, "run.h5")?, None))
+    Ok((RunDirectory::create(path)?, None))
 }
 
 fn start_record(path: &Path, world: &World, plan: &Plan, state: &State) -> Result<RunFile> {
@@ -100,7 +110,11 @@ fn start_record(path: &Path, world: &World, plan: &Plan, state: &State) -> Resul
     let file = path.join("run.h5");
     if file.exists() {
         // A resumed run, since a new one was refused: rows after its checkpoint are dropped and made again.
-        return RunFile::resume(&file, state.iteration as i64);
+        let mut record = RunFile::resume(&file, state.iteration as i64)?;
+        for (name, value) in run_attributes(world, &config) {
+            record.set_attribute("/", name, value)?;
+        }
+        return Ok(record);
     }
     RunFile::create(&file, &run_attributes(world, &config))
 }
@@ -110,7 +124,9 @@ fn watch_signals() -> Result<Arc<Stop>> {
     let stop = Arc::new(Stop::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGUSR1, signal_hook::consts::SIGINT] {
         // A second one of the same kind ends the process at once.
-        signal_hook::flag::register_conditional_default(signal, Arc::clone(&stop))
+        let again = Arc::new(Stop::new(false));
+        signal_hook::flag::register_conditional_default(signal, Arc::clone(&again))
+            .and_then(|_| signal_hook::flag::register(signal, again))
             .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
             .context("cannot watch for signals")?;
     }
@@ -126,11 +142,17 @@ pub fn run_attributes(world: &World, config: &str) -> Vec<(&'static str, Attribu
         ("version", env!("CARGO_PKG_VERSION").into()),
         ("commit", env!("DFT_COMMIT").into()),
         ("libtorch_version", env!("DFT_BUILD_LIBTORCH").into()),
+        ("hdf5_version", hdf5_version().into()),
         ("world_size", Attribute::Integer(world.size as i64)),
         ("backend", world.backend.into()),
         ("device", device_name(world).into()),
         ("started_at_unix_seconds", Attribute::Integer(started as i64)),
     ]
+}
+
+fn hdf5_version() -> String {
+    let (major, minor, patch) = hdf5::library_version();
+    format!("{major}.{minor}.{patch}")
 }
 
 /// `cpu` or `cuda`.
@@ -267,26 +289,36 @@ impl RunObserver<'_> {
         Ok(())
     }
 
-    /// Scores the averaged sampler on all ranks and records the result.
-    fn evaluate(&mut self, state: &State) -> Result<()> {
+    /// Scores the averaged sampler on all ranks; `None` if the run measures nothing.
+    fn score(&mut self, state: &State) -> Result<Option<Scores>> {
+        let Some(measure) = self.measure else { return Ok(None) };
         let (world, network) = (self.world, &self.networks.sampler);
         let parameters = &state.average.parameters;
         let seed = self.plan.file.run.seed;
-        let Some(measure) = self.measure else {
+        let draw = |sigma| {
+            move |chunk, rows| draw_samples(network, parameters, seed, (chunk, rows), sigma, world.device)
+        };
+        let scores = measure.score("", world, draw(self.sigma))?;
+        self.metrics.clone_from(&scores.metrics);
+        if self.sigma > 0.0 {
+            self.metrics.extend(measure.score("_clean", world, draw(0.0))?.metrics);
+        }
+        Ok(Some(scores))
+    }
+
+    /// Scores the averaged sampler on all ranks and records the result.
+    fn evaluate(&mut self, state: &State) -> Result<()> {
+        let world = self.world;
+        let scores = self.score(state)?;
+        let (Some(scores), Some(measure)) = (scores, self.measure) else {
+            let (parameters, seed) = (&state.average.parameters, self.plan.file.run.seed);
+            let network = &self.networks.sampler;
             let shown = draw_samples(network, parameters, seed, (0, SHOWN), self.sigma, world.device);
             return match &mut self.record {
                 Some(record) => record.write_samples(state.iteration, &shown.to_device(tch::Device::Cpu)),
                 None => Ok(()),
             };
         };
-        let draw = |sigma| {
-            move |chunk, rows| draw_samples(network, parameters, seed, (chunk, rows), sigma, world.device)
-        };
-        let scores = measure.score("", world, draw(self.sigma))?;
-        self.metrics = scores.metrics;
-        if self.sigma > 0.0 {
-            self.metrics.extend(measure.score("_clean", world, draw(0.0))?.metrics);
-        }
         if world.is_root() {
             let values: Vec<String> = self
                 .metrics
@@ -337,6 +369,7 @@ impl RunObserver<'_> {
             target_evaluations: state.target_evaluations,
             parameters_sha256: state.parameters_sha256(),
             metrics: self.metrics,
+            extractor: self.measure.map(Measure::extractor),
             comparison: vec![],
         };
         summary.write(&directory.file("summary.json"))?;

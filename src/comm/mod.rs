@@ -37,7 +37,7 @@ pub enum CommError {
     /// CUDA was asked for and cannot be had; says what was found and what to do.
     #[error("{0}")]
     Device(String),
-    /// The launcher and this program do not fit together.
+    /// The launcher and this program do not fit together, or a rank refused to start.
     #[error("{0}")]
     Launch(String),
     /// A backend reported an error.

@@ -21,11 +21,13 @@ pub struct StartOptions {
     pub abort_code: i32,
     /// How long NCCL may take to connect all ranks.
     pub nccl_limit: Duration,
+    /// Why this rank cannot go on, if it cannot: the ranks learn of it together, before they choose devices.
+    pub refusal: Option<String>,
 }
 
 impl Default for StartOptions {
     fn default() -> Self {
-        StartOptions { share_gpus: false, abort_code: 1, nccl_limit: Duration::from_secs(120) }
+        StartOptions { share_gpus: false, abort_code: 1, nccl_limit: Duration::from_secs(120), refusal: None }
     }
 }
 
@@ -78,6 +80,7 @@ impl World {
         options: StartOptions,
     ) -> Result<World, CommError> {
         let Some(launcher) = launch::launcher(|name| std::env::var(name).ok())? else {
+            check_refusal(&options)?;
             let control = Control { rank: 0, size: 1, host: launch::host_name() };
             return Self::on_host(control, (0, 1), None, request, threads, &options);
         };
@@ -93,6 +96,7 @@ impl World {
         launch::abort_on_panic(rank, size, &host, options.abort_code);
         let control = Control { rank, size, host };
         control.agree(check_size(&launcher, size))?;
+        control.agree(check_refusal(&options))?;
         let local = {
             // Freed here: a communicator must not outlive MPI, and an error below ends that.
             let neighbours = everyone.split_shared(rank as i32);
@@ -248,6 +252,10 @@ fn check_size(launcher: &launch::Launcher, size: usize) -> Result<(), CommError>
         }
         _ => Ok(()),
     }
+}
+
+fn check_refusal(options: &StartOptions) -> Result<(), CommError> {
+    options.refusal.clone().map_or(Ok(()), |reason| Err(CommError::Launch(reason)))
 }
 
 /// This rank's device, its description, and whether several ranks share a GPU.

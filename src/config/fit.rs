@@ -12,6 +12,8 @@ use super::run::{ComputeSection, RunSection, require};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct FitSection {
+    /// Directory of the data set.
+    pub data: PathBuf,
     /// Updates.
     pub iterations: u64,
     /// Rows of the global batch, over all ranks.
@@ -33,6 +35,7 @@ pub struct FitSection {
 impl Default for FitSection {
     fn default() -> Self {
         FitSection {
+            data: PathBuf::from("data/mnist"),
             iterations: 3000,
             batch: 96,
             lr: 1e-3,
@@ -101,9 +104,6 @@ pub struct EnergyFile {
     /// `[train]`.
     #[serde(default)]
     pub train: FitSection,
-    /// Directory of the data set.
-    #[serde(default = "default_data")]
-    pub data: PathBuf,
 }
 
 /// What a user writes for `dft fit-features`.
@@ -118,13 +118,6 @@ pub struct FeaturesFile {
     /// `[train]`.
     #[serde(default)]
     pub train: FitSection,
-    /// Directory of the data set.
-    #[serde(default = "default_data")]
-    pub data: PathBuf,
-}
-
-fn default_data() -> PathBuf {
-    PathBuf::from("data/mnist")
 }
 
 /// A checked configuration of `dft fit-energy`.

@@ -15,4 +15,4 @@ pub use load::{ConfigError, load, parse};
 pub use method::{FieldKind, MethodSection, Schedule, ScoreWeight, SigmaKnot, SigmaPath, Variance};
 pub use network::{EnergyKind, SamplerKind, SamplerSection, ScoreKind, ScoreSection, Start, TargetSection};
 pub use run::{ComputeSection, DeviceRequest, RunSection};
-pub use train::{CheckpointSection, EvaluateSection, FeaturesKind, Plan, TrainFile, TrainSection};
+pub use train::{CheckpointSection, EvaluateSection, Features, Plan, TrainFile, TrainSection};

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::load::ConfigError;
+use super::run::require;
+
 /// Which network computes an energy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -69,6 +72,24 @@ pub enum TargetSection {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         sigma0: Option<f64>,
     },
+}
+
+impl TargetSection {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let TargetSection::Torchscript { shape, tempered, sigma0, .. } = self else { return Ok(()) };
+        let is_shape =
+            matches!(shape.len(), 1 | 3) && shape.iter().all(|length| (1..1 << 20).contains(length));
+        let level = sigma0.map_or("nothing".to_string(), |level| level.to_string());
+        require(&[
+            (is_shape, "target.shape", &format!("{shape:?}"), "[D] or [C, H, W], each 1 or more"),
+            (
+                *tempered == sigma0.is_some_and(|level| level > 0.0),
+                "target.sigma0",
+                &level,
+                "a level above 0 together with target.tempered = true, or neither",
+            ),
+        ])
+    }
 }
 
 /// What a network's parameters start from.

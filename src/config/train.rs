@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::load::ConfigError;
-use super::method::{MethodSection, Schedule, Variance};
+use super::method::{FieldKind, MethodSection, Schedule, Variance};
 use super::network::{SamplerSection, ScoreSection, TargetSection};
 use super::run::{ComputeSection, RunSection, require};
 
@@ -91,10 +91,11 @@ impl Default for TrainSection {
     }
 }
 
-/// Which features a Fréchet distance is measured on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FeaturesKind {
+/// Which features a Fréchet distance is measured on: `"none"`, `"identity"`, `"lenet"`, or the path of a TorchScript file
+/// that ends in `.pt`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Features {
     /// No Fréchet distance.
     #[default]
     None,
@@ -103,7 +104,34 @@ pub enum FeaturesKind {
     /// The 84 features of a LeNet-5 trained by `dft fit-features`, against MNIST: metric `fd_lenet`.
     Lenet,
     /// Any TorchScript extractor `[B, C, H, W] -> [B, F]`, against MNIST: metric `fd`.
-    Torchscript,
+    TorchScript(PathBuf),
+}
+
+impl TryFrom<String> for Features {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "none" => Ok(Features::None),
+            "identity" => Ok(Features::Identity),
+            "lenet" => Ok(Features::Lenet),
+            path if path.ends_with(".pt") => Ok(Features::TorchScript(path.into())),
+            _ => Err(format!(
+                "evaluate.features = {text:?}; choose \"none\", \"identity\", \"lenet\" or a TorchScript file that ends in .pt"
+            )),
+        }
+    }
+}
+
+impl From<Features> for String {
+    fn from(features: Features) -> String {
+        match features {
+            Features::None => "none".into(),
+            Features::Identity => "identity".into(),
+            Features::Lenet => "lenet".into(),
+            Features::TorchScript(path) => path.to_string_lossy().into_owned(),
+        }
+    }
 }
 
 /// `[evaluate]`: scores during and after training.
@@ -115,8 +143,8 @@ pub struct EvaluateSection {
     /// Samples in an evaluation, over all ranks.
     pub samples: usize,
     /// Features of the Fréchet distance.
-    pub features: FeaturesKind,
-    /// Weights of the LeNet-5, or the TorchScript extractor.
+    pub features: Features,
+    /// Weights of the LeNet-5.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub features_file: Option<PathBuf>,
     /// Directory of the data set whose training split is the reference.
@@ -134,7 +162,7 @@ impl Default for EvaluateSection {
         EvaluateSection {
             every: 0,
             samples: 1000,
-            features: FeaturesKind::None,
+            features: Features::None,
             features_file: None,
             data: PathBuf::from("data/mnist"),
             langevin_steps: vec![],
@@ -165,8 +193,6 @@ impl Default for CheckpointSection {
 pub struct Plan {
     /// The configuration with every default filled in.
     pub file: TrainFile,
-    /// Number of ranks it was checked for.
-    pub world_size: usize,
 }
 
 impl TrainFile {
@@ -254,6 +280,14 @@ impl TrainFile {
             ),
         ])?;
         self.check_features()?;
+        if self.method.kind == FieldKind::Kl && self.method.variance == Variance::ControlVariate {
+            return Err(ConfigError::Invalid(
+                "method.variance = \"control_variate\" is for the denoising term, which method.kind = \"kl\" does not \
+                 have; choose \"plain\" or \"antithetic\""
+                    .into(),
+            ));
+        }
+        self.target.check()?;
         if train.schedule == Schedule::Simultaneous && self.method.variance == Variance::ControlVariate {
             return Err(ConfigError::Invalid(
                 "method.variance = \"control_variate\" needs the score network at x0 as well, which one forward and \
@@ -261,27 +295,20 @@ impl TrainFile {
                     .into(),
             ));
         }
-        Ok(Plan { file: self, world_size })
+        Ok(Plan { file: self })
     }
 
     fn check_features(&self) -> Result<(), ConfigError> {
-        let needs_file = matches!(self.evaluate.features, FeaturesKind::Lenet | FeaturesKind::Torchscript);
-        if needs_file && self.evaluate.features_file.is_none() {
-            return Err(ConfigError::Invalid(format!(
-                "evaluate.features = {:?} needs evaluate.features_file, the extractor's weights",
-                self.evaluate.features
-            )));
+        if self.evaluate.features == Features::Lenet && self.evaluate.features_file.is_none() {
+            return Err(ConfigError::Invalid(
+                "evaluate.features = \"lenet\" needs evaluate.features_file, weights made by dft fit-features".into(),
+            ));
         }
         Ok(())
     }
 }
 
 impl Plan {
-    /// Rows of the global batch in one shard.
-    pub fn rows_per_shard(&self) -> usize {
-        self.file.train.batch / self.file.compute.shards
-    }
-
     /// The configuration as TOML, every default written out.
     pub fn to_toml(&self) -> String {
         toml::to_string(&self.file).expect("a configuration is a table of plain values")

@@ -52,9 +52,9 @@ impl Moments {
         Ok(())
     }
 
-    /// Number of feature vectors taken in.
-    pub fn count(&self) -> u64 {
-        self.count as u64
+    /// Whether every feature taken in was a finite number.
+    pub fn is_finite(&self) -> bool {
+        self.outer.sum(None).double_value(&[]).is_finite()
     }
 
     /// Mean, `[F]`.
@@ -129,7 +129,7 @@ mod tests {
         let mut moments = Moments::new(&x.get(0));
         moments.add(&x.narrow(0, 0, 7));
         moments.add(&x.narrow(0, 7, 5));
-        assert_eq!(moments.count(), 12);
+        assert!(moments.is_finite());
         let mean = x.mean_dim(0i64, false, None);
         // The spread is 1e-4 of the mean: without the shift the covariance would lose 8 digits.
         assert!(moments.mean().allclose(&mean, 1e-14, 0.0, false));

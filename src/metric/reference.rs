@@ -31,6 +31,13 @@ pub fn chunks_of_rank(rows: i64, world: &World) -> impl Iterator<Item = (u64, i6
         .map(move |chunk| (chunk as u64, CHUNK.min(rows - chunk * CHUNK)))
 }
 
+/// Exact samples that stand for a target with a sampler of its own, `[60000, …]` on the CPU: they belong to the metric, not to
+/// a run, so their seed is fixed.
+pub fn exact_samples(target: &dyn Target) -> Option<Tensor> {
+    let mut generator = Generator::new(0, Stream::Exact, 0, 0);
+    target.exact_samples(&mut generator, EXACT_ROWS).map(|samples| samples.to_device(Device::Cpu))
+}
+
 impl Reference {
     /// Halves the real samples `data` `[N, …]` by a fixed permutation and measures the second half, over all ranks.
     ///
@@ -52,20 +59,6 @@ impl Reference {
         Ok(Reference { extractor, moments, other_half })
     }
 
-    /// The reference of a target with an exact sampler, on the samples themselves.
-    ///
-    /// # Errors
-    /// If a collective fails. `Ok(None)` if the target has no exact sampler.
-    pub fn exact(target: &dyn Target, world: &World) -> Result<Option<Self>, CommError> {
-        let mut generator = Generator::new(0, Stream::Exact, 0, 0);
-        match target.exact_samples(&mut generator, EXACT_ROWS) {
-            Some(samples) => {
-                Ok(Some(Self::new(Extractor::Identity, &samples.to_device(Device::Cpu), world)?))
-            }
-            None => Ok(None),
-        }
-    }
-
     /// The extractor.
     pub fn extractor(&self) -> &Extractor {
         &self.extractor
@@ -79,14 +72,9 @@ impl Reference {
     /// `rows` real samples that the reference does not contain.
     ///
     /// # Panics
-    /// If there are not that many; [`largest`](Self::largest) says how many there are.
+    /// If there are not that many: the other half has half of the real samples.
     pub fn real(&self, rows: i64) -> Tensor {
         self.other_half.narrow(0, 0, rows)
-    }
-
-    /// How many real samples the other half has.
-    pub fn largest(&self) -> i64 {
-        self.other_half.size()[0]
     }
 
     /// Empty moments with the reference's shift, to collect samples in.

@@ -47,13 +47,6 @@ impl PixelSpread {
     }
 }
 
-/// Mean per-pixel standard deviation of samples `[B, …]` on this rank alone.
-pub fn pixel_deviation(samples: &Tensor) -> f64 {
-    let mut spread = PixelSpread::new(samples.size()[1..].iter().product());
-    spread.add(samples);
-    spread.value()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,6 +59,5 @@ mod tests {
         spread.add(&x.narrow(0, 4, 6));
         let expected = x.to_kind(Kind::Double).std_dim(0i64, true, false).mean(None).double_value(&[]);
         assert!((spread.value() - expected).abs() < 1e-12);
-        assert!((pixel_deviation(&x) - expected).abs() < 1e-12);
     }
 }

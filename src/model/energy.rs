@@ -34,7 +34,7 @@ pub struct EnergyNetwork {
 
 #[derive(Debug)]
 enum Trunk {
-    Unet(UNet),
+    Unet(Box<UNet>),
     Resnet(ResNet),
 }
 
@@ -43,7 +43,7 @@ impl EnergyNetwork {
     pub fn new(spec: &EnergySpec) -> Self {
         let mut layout = Layout::default();
         let trunk = match spec.kind {
-            EnergyKind::Unet => Trunk::Unet(UNet::new(&mut layout, spec.shape, spec.width, false)),
+            EnergyKind::Unet => Trunk::Unet(Box::new(UNet::new(&mut layout, spec.shape, spec.width, false))),
             EnergyKind::Resnet => Trunk::Resnet(ResNet::new(&mut layout, spec.shape, spec.width)),
         };
         EnergyNetwork { spec: spec.clone(), layout: Rc::new(layout), trunk }

@@ -35,9 +35,6 @@ impl Default for LeNet {
 }
 
 impl LeNet {
-    /// Number of features, `F`.
-    pub const FEATURES: i64 = 84;
-
     /// The parameters' layout.
     pub fn layout(&self) -> &Rc<Layout> {
         &self.layout

@@ -44,8 +44,8 @@ pub struct SamplerNetwork {
 #[derive(Debug)]
 enum Trunk {
     Mlp(Mlp),
-    Unet(UNet),
-    Generator { generator: Generator, log_scale: Slot },
+    Unet(Box<UNet>),
+    Generator { generator: Box<Generator>, log_scale: Slot },
 }
 
 impl SamplerNetwork {
@@ -67,10 +67,10 @@ impl SamplerNetwork {
                 Trunk::Mlp(Mlp::new(&mut layout, "mlp", spec.latent, spec.width, spec.depth, 2 * dimension))
             }
             (SamplerKind::Unet, &[c, h, w]) if h % 4 == 0 && w % 4 == 0 => {
-                Trunk::Unet(UNet::new(&mut layout, [c, h, w], spec.width, false))
+                Trunk::Unet(Box::new(UNet::new(&mut layout, [c, h, w], spec.width, false)))
             }
             (SamplerKind::Generator, &[c, h, w]) if h % 4 == 0 && w % 4 == 0 => {
-                let generator = Generator::new(&mut layout, [c, h, w], spec.latent, spec.width);
+                let generator = Box::new(Generator::new(&mut layout, [c, h, w], spec.latent, spec.width));
                 Trunk::Generator {
                     generator,
                     log_scale: layout.add("log_scale".into(), &[c, h, w], Init::Zero),

@@ -2,7 +2,6 @@
 
 use std::rc::Rc;
 
-use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::layers::per_row;
@@ -12,8 +11,7 @@ use super::unet::UNet;
 use crate::config::ScoreKind;
 
 /// All that is needed to rebuild a score network around its weights.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ScoreSpec {
     /// Which network.
     pub kind: ScoreKind,
@@ -43,7 +41,7 @@ pub struct ScoreNetwork {
 #[derive(Debug)]
 enum Trunk {
     Mlp(Mlp),
-    Unet(UNet),
+    Unet(Box<UNet>),
 }
 
 impl ScoreNetwork {
@@ -58,7 +56,7 @@ impl ScoreNetwork {
                 Trunk::Mlp(Mlp::new(&mut layout, "mlp", 2 * d + 1, spec.width, spec.depth, d))
             }
             (ScoreKind::Unet, &[c, h, w]) if h % 4 == 0 && w % 4 == 0 => {
-                Trunk::Unet(UNet::new(&mut layout, [c, h, w], spec.width, true))
+                Trunk::Unet(Box::new(UNet::new(&mut layout, [c, h, w], spec.width, true)))
             }
             (kind, shape) => {
                 return Err(format!(

@@ -49,6 +49,8 @@ pub struct WeightsFile {
 
 /// Metadata key of the SHA-256 over all tensors' names and bytes, in order of name.
 const CHECKSUM: &str = "sha256";
+/// Metadata key of the SHA-256 over all other metadata, in order of key.
+const METADATA_CHECKSUM: &str = "metadata_sha256";
 
 impl WeightsFile {
     /// Writes named CPU tensors (f32, f64 or i64) and string metadata, to a temporary name first.
@@ -75,6 +77,8 @@ impl WeightsFile {
             CHECKSUM.into(),
             checksum(blobs.iter().map(|(name, _, _, bytes)| (name, bytes.as_slice()))),
         );
+        let of_metadata = checksum(all.iter().map(|(key, value)| (key, value.as_bytes())));
+        all.insert(METADATA_CHECKSUM.into(), of_metadata);
         let views = blobs
             .iter()
             .map(|(name, dtype, shape, bytes)| {
@@ -101,11 +105,16 @@ impl WeightsFile {
         let mut views = file.tensors();
         views.sort_by(|a, b| a.0.cmp(&b.0));
         let found = checksum(views.iter().map(|(name, view)| (name, view.data())));
-        match metadata.get(CHECKSUM) {
-            Some(wanted) if *wanted != found => {
-                return Err(damaged(format!("SHA-256 of the tensors should be {wanted} and is {found}")));
+        let sorted: BTreeMap<_, _> = metadata.iter().filter(|(key, _)| *key != METADATA_CHECKSUM).collect();
+        let found_metadata = checksum(sorted.iter().map(|(key, value)| (*key, value.as_bytes())));
+        for (key, found) in [(CHECKSUM, &found), (METADATA_CHECKSUM, &found_metadata)] {
+            match metadata.get(key) {
+                Some(wanted) if wanted == found => {}
+                Some(wanted) => return Err(damaged(format!("{key} should be {wanted} and is {found}"))),
+                None => {
+                    return Err(damaged(format!("its metadata have no {key}, which this program writes")));
+                }
             }
-            _ => {}
         }
         let mut tensors = BTreeMap::new();
         for (name, view) in &views {

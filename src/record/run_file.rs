@@ -125,6 +125,17 @@ impl RunFile {
         })
     }
 
+    /// Removes a group and all in it, if it is there.
+    pub fn remove(&mut self, group: &str) -> Result<()> {
+        self.write(|run| {
+            run.series.remove(group);
+            if run.file.link_exists(group) {
+                run.file.unlink(group)?;
+            }
+            Ok(())
+        })
+    }
+
     /// Sets an attribute of a group, or of the file when `group` is `/`.
     pub fn set_attribute(&mut self, group: &str, name: &str, value: Attribute) -> Result<()> {
         self.write(|run| {

@@ -12,7 +12,6 @@ use crate::model::{EnergyNetwork, EnergySpec, Parameters, WeightsFile};
 pub struct EnergyTarget {
     network: EnergyNetwork,
     parameters: Parameters,
-    sha256: String,
 }
 
 impl EnergyTarget {
@@ -25,7 +24,7 @@ impl EnergyTarget {
         let spec: EnergySpec = file.described("energy")?;
         let network = EnergyNetwork::new(&spec);
         let parameters = Parameters::from_file(network.layout(), &file, device)?;
-        Ok(EnergyTarget { network, parameters, sha256: file.sha256().to_string() })
+        Ok(EnergyTarget { network, parameters })
     }
 
     /// Noise level of the density that exp(−E) models.
@@ -41,11 +40,6 @@ impl EnergyTarget {
     /// The network's weights: where a sampler and a score network can start.
     pub fn parameters(&self) -> &Parameters {
         &self.parameters
-    }
-
-    /// SHA-256 of the weights.
-    pub fn sha256(&self) -> &str {
-        &self.sha256
     }
 }
 

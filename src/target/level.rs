@@ -37,12 +37,6 @@ impl TargetAtLevel {
                 Self::new(Box::new(energy), level)
             }
             TargetSection::Torchscript { file, shape, tempered, sigma0 } => {
-                if *tempered && sigma0.is_none() {
-                    return Err(TargetError::Invalid(
-                        "target.tempered = true needs target.sigma0, the noise level of the module's density"
-                            .into(),
-                    ));
-                }
                 let level = sigma0.filter(|_| *tempered);
                 Self::new(Box::new(TorchScriptTarget::load(file, shape, device)?), level)
             }

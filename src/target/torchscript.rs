@@ -47,11 +47,11 @@ impl TorchScriptTarget {
         let score = Tensor::f_run_backward(&[total], &[&x], true, true)
             .map_err(|error| invalid(format!("its gradient fails: {}", first_line(&error))))?
             .remove(0);
-        // A log-density that is linear in x has a constant gradient, with nothing to differentiate: no error.
-        if score.requires_grad() {
-            Tensor::f_run_backward(&[score.square().sum(None)], &[&x], false, false)
-                .map_err(|error| invalid(format!("its second derivative fails: {}", first_line(&error))))?;
+        if !score.requires_grad() {
+            return Err(invalid("its score does not depend on x, so it describes no density".into()));
         }
+        Tensor::f_run_backward(&[score.square().sum(None)], &[&x], false, false)
+            .map_err(|error| invalid(format!("its second derivative fails: {}", first_line(&error))))?;
         Ok(target)
     }
 }

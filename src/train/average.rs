@@ -31,3 +31,40 @@ impl Average {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use tch::Tensor;
+
+    use super::*;
+    use crate::model::Layout;
+
+    #[test]
+    fn after_one_half_life_the_old_and_the_new_weigh_alike() {
+        let mut layout = Layout::default();
+        layout.add("a".into(), &[2], crate::model::Init::Zero);
+        let layout = Rc::new(layout);
+        let start = Parameters::from_flat(&layout, Tensor::from_slice(&[1f32, -1.0]));
+        let later = Parameters::from_flat(&layout, Tensor::from_slice(&[3f32, 1.0]));
+        let average = Average::new(&start, 100.0);
+        // 100 samples at a half-life of 100, long after the start: the mean of old and new.
+        average.update(&later, 100.0, 1e6);
+        assert_eq!(*average.parameters.flat(), Tensor::from_slice(&[2f32, 0.0]));
+        // At the start the half-life is a tenth of the samples seen: 10 of 100 seen are one half-life.
+        average.update(&start, 10.0, 100.0);
+        assert_eq!(*average.parameters.flat(), Tensor::from_slice(&[1.5f32, -0.5]));
+    }
+
+    #[test]
+    fn without_a_half_life_the_average_is_the_latest_value() {
+        let mut layout = Layout::default();
+        layout.add("a".into(), &[1], crate::model::Init::Zero);
+        let layout = Rc::new(layout);
+        let value = |value: f32| Parameters::from_flat(&layout, Tensor::from_slice(&[value]));
+        let average = Average::new(&value(1.0), 0.0);
+        average.update(&value(5.0), 10.0, 10.0);
+        assert_eq!(*average.parameters.flat(), Tensor::from_slice(&[5f32]));
+    }
+}

@@ -1,6 +1,6 @@
 //! Fitting an energy network to images by multi-scale denoising score matching.
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use super::TrainError;
 use super::fit::fit;
@@ -40,9 +40,7 @@ pub fn fit_energy(
             let count = rows.end - rows.start;
             let index = Tensor::from_slice(&generator.indices(count as usize, images.size()[0]));
             let noise = generator.normal(&[count, c, h, w]);
-            let stratum = Tensor::arange_start(rows.start, rows.end, (Kind::Float, Device::Cpu));
-            let quantile = (stratum + generator.uniform(&[count])) / batch;
-            [index, noise, (quantile * (high / low).ln() + low.ln()).exp()]
+            [index, noise, generator.stratified_levels((low, high), rows, file.train.batch)]
         });
         let x = images.index_select(0, &index.to_device(images.device())).to_device(world.device);
         let shift = noise * per_row(&sigma, &x);

@@ -35,8 +35,8 @@ pub(super) fn fit(
         let (gradient, _) = parameters.tracked().gradient(&value, &[]);
         let reduced = reduce(world, &[&gradient], &[&value.detach()])?;
         let gradient_norm = clip(&reduced.gradients[0], settings.clip_norm);
-        if !gradient_norm.is_finite() {
-            return Err(TrainError::Diverged { iteration: iteration + 1, what: "gradient" });
+        if !gradient_norm.is_finite() || !reduced.statistics[0].is_finite() {
+            return Err(TrainError::Diverged { iteration: iteration + 1, what: "loss or gradient" });
         }
         let fraction = iteration as f64 / settings.iterations as f64;
         let rise = ((iteration + 1) as f64 / settings.warmup_updates.max(1) as f64).min(1.0);

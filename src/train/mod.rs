@@ -17,7 +17,7 @@ mod state;
 pub use adam::Adam;
 pub use average::Average;
 pub use build::{Networks, SetupError};
-pub use checkpoint::{latest as latest_checkpoint, list as list_checkpoints};
+pub use checkpoint::latest as latest_checkpoint;
 pub use energy::fit_energy;
 pub use features::{accuracy, fit_features};
 pub use observer::{Event, FitRow, Observer, Row};
@@ -31,8 +31,8 @@ pub use state::{State, StateError};
 pub enum TrainError {
     /// A loss or a gradient stopped being a finite number on all ranks together. Exit code 3.
     #[error(
-        "training diverged at iteration {iteration}: the {what} is not finite after the reduction over ranks; lower \
-         the learning rates, raise method.sigma, or set a clip norm. The last checkpoint is from before"
+        "training diverged at iteration {iteration}: the {what} is not finite after the reduction over ranks; lower the \
+         learning rate, raise the noise levels, or set a clip norm"
     )]
     Diverged {
         /// The iteration.

@@ -25,8 +25,7 @@ pub fn reduce(world: &World, gradients: &[&Tensor], statistics: &[&Tensor]) -> R
     let mut buffer = Tensor::cat(&parts, 0);
     world.collective().all_reduce_sum(&mut buffer)?;
     let total: i64 = sizes.iter().sum();
-    let mut gradients = buffer.narrow(0, 0, total).split_with_sizes(&sizes, 0);
-    gradients.truncate(sizes.len());
+    let gradients = buffer.narrow(0, 0, total).split_with_sizes(&sizes, 0);
     let tail = buffer.narrow(0, total, statistics.len() as i64).to_kind(Kind::Double);
     let statistics = Vec::try_from(&tail.to_device(tch::Device::Cpu)).expect("a one-dimensional f64 tensor");
     Ok(Reduced { gradients, statistics })
@@ -39,4 +38,28 @@ pub(super) fn clip(gradient: &Tensor, limit: f64) -> f64 {
         let _ = gradient.shallow_clone().g_mul_scalar_(limit / norm);
     }
     norm
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clip_scales_long_gradients_to_the_limit_and_leaves_short_ones() {
+        let gradient = Tensor::from_slice(&[3f32, 4.0]); // of norm 5
+        assert_eq!(clip(&gradient, 0.0), 5.0);
+        assert_eq!(clip(&gradient, 6.0), 5.0);
+        assert_eq!(gradient, Tensor::from_slice(&[3f32, 4.0]));
+        assert_eq!(clip(&gradient, 2.5), 5.0);
+        assert_eq!(gradient, Tensor::from_slice(&[1.5f32, 2.0]));
+    }
+
+    #[test]
+    fn one_buffer_comes_back_as_the_parts_it_was_made_of() {
+        let world = World::solo(tch::Device::Cpu);
+        let (a, b) = (Tensor::from_slice(&[1f32, 2.0]), Tensor::from_slice(&[3f32]));
+        let reduced = reduce(&world, &[&a, &b], &[&Tensor::from(0.5f32), &Tensor::from(1f32)]).unwrap();
+        assert_eq!((&reduced.gradients[0], &reduced.gradients[1]), (&a, &b));
+        assert_eq!(reduced.statistics, [0.5, 1.0]);
+    }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Tensor, no_grad};
 
 use super::TrainError;
 use super::build::Networks;
@@ -141,17 +141,15 @@ impl<'a> Trainer<'a> {
 
     /// Latents, noise, and noise levels log-uniform in the band and stratified over the global batch.
     fn draw(&self, stream: Stream, update: u64, fraction: f64) -> Draw {
-        let (low, high) = self.plan.file.method.sigma.band(fraction);
-        let batch = self.plan.file.train.batch as f64;
+        let band = self.plan.file.method.sigma.band(fraction);
+        let batch = self.plan.file.train.batch;
         let shape = &self.networks.sampler.spec().shape;
         let key = (self.plan.file.run.seed, stream, update);
         let [z, eps, sigma] = self.shards.draw(key, self.world.device, |generator, rows| {
             let count = rows.end - rows.start;
             let z = generator.normal(&self.networks.sampler.latent_shape(count));
             let eps = generator.normal(&[&[count], shape.as_slice()].concat());
-            let stratum = Tensor::arange_start(rows.start, rows.end, (Kind::Float, Device::Cpu));
-            let quantile = (stratum + generator.uniform(&[count])) / batch;
-            [z, eps, (quantile * (high / low).ln() + low.ln()).exp()]
+            [z, eps, generator.stratified_levels(band, rows, batch)]
         });
         Draw { z, eps, sigma }
     }
@@ -180,7 +178,7 @@ impl<'a> Trainer<'a> {
         let loss = score_loss(section, &self.networks.score, state.score.tracked(), &at, rows);
         let reduced = reduce(self.world, &[&loss.gradient], &[&loss.value])?;
         let gradient_norm = clip(&reduced.gradients[0], settings.score_clip_norm);
-        finite(state.iteration, "score network's gradient", gradient_norm)?;
+        finite(state.iteration, "score network's loss or gradient", &[reduced.statistics[0], gradient_norm])?;
         let step = self.learning_rate(settings.score_lr, fraction);
         state.score_adam.update(state.score.flat(), &reduced.gradients[0], step);
         state.score_updates += 1;
@@ -202,7 +200,7 @@ impl<'a> Trainer<'a> {
         let (gradient, loss) = self.pull_back(state, &x0, &at, &score);
         let reduced = reduce(self.world, &[&gradient], &[&loss, &stop_flag(stop, loss.device())])?;
         let gradient_norm = clip(&reduced.gradients[0], settings.sampler_clip_norm);
-        finite(state.iteration, "sampler's gradient", gradient_norm)?;
+        finite(state.iteration, "sampler's loss or gradient", &[reduced.statistics[0], gradient_norm])?;
         let step = self.learning_rate(settings.sampler_lr, fraction);
         state.sampler_adam.update(state.sampler.flat(), &reduced.gradients[0], step);
         Ok((Update { loss: reduced.statistics[0], gradient_norm }, reduced.statistics[1] > 0.0))
@@ -227,8 +225,8 @@ impl<'a> Trainer<'a> {
         let reduced = reduce(self.world, &[&score_loss.gradient, &gradient], &statistics)?;
         let score_norm = clip(&reduced.gradients[0], settings.score_clip_norm);
         let sampler_norm = clip(&reduced.gradients[1], settings.sampler_clip_norm);
-        finite(state.iteration, "score network's gradient", score_norm)?;
-        finite(state.iteration, "sampler's gradient", sampler_norm)?;
+        finite(state.iteration, "score network's loss or gradient", &[reduced.statistics[0], score_norm])?;
+        finite(state.iteration, "sampler's loss or gradient", &[reduced.statistics[1], sampler_norm])?;
         let score_step = self.learning_rate(settings.score_lr, fraction);
         let sampler_step = self.learning_rate(settings.sampler_lr, fraction);
         state.score_adam.update(state.score.flat(), &reduced.gradients[0], score_step);
@@ -269,6 +267,10 @@ fn same_on_all_ranks(world: &World, state: &State) -> Result<(), TrainError> {
 
 /// A non-finite value on one rank is one on all ranks after the sum, so all stop here together, before the
 /// optimiser moves.
-fn finite(iteration: u64, what: &'static str, norm: f64) -> Result<(), TrainError> {
-    if norm.is_finite() { Ok(()) } else { Err(TrainError::Diverged { iteration: iteration + 1, what }) }
+fn finite(iteration: u64, what: &'static str, values: &[f64]) -> Result<(), TrainError> {
+    if values.iter().all(|value| value.is_finite()) {
+        Ok(())
+    } else {
+        Err(TrainError::Diverged { iteration: iteration + 1, what })
+    }
 }

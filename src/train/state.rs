@@ -156,11 +156,20 @@ impl State {
     }
 }
 
-/// The settings that must not change between the parts of a run: they decide the noise.
-fn identity(plan: &Plan) -> [(&'static str, String); 3] {
+/// The settings that must not change between the parts of a run: with others it would be another run under the same name.
+fn identity(plan: &Plan) -> [(&'static str, String); 10] {
+    let file = &plan.file;
+    let json = |section: serde_json::Result<String>| section.expect("a section is plain data");
     [
-        ("run.seed", plan.file.run.seed.to_string()),
-        ("compute.shards", plan.file.compute.shards.to_string()),
-        ("train.batch", plan.file.train.batch.to_string()),
+        ("run.seed", file.run.seed.to_string()),
+        ("compute.shards", file.compute.shards.to_string()),
+        ("train.batch", file.train.batch.to_string()),
+        ("train.schedule", json(serde_json::to_string(&file.train.schedule))),
+        ("train.score_updates", file.train.score_updates.to_string()),
+        ("[target]", json(serde_json::to_string(&file.target))),
+        ("[sampler]", json(serde_json::to_string(&file.sampler))),
+        ("[score]", json(serde_json::to_string(&file.score))),
+        ("[method]", json(serde_json::to_string(&file.method))),
+        ("evaluate.features", json(serde_json::to_string(&file.evaluate.features))),
     ]
 }
