@@ -7,17 +7,10 @@ use std::process::exit;
 use std::time::Duration;
 
 use dft::comm::{CommError, DeviceRequest, StartOptions, World};
-use support::{Finished, append_body, mpirun, run_body, run_within};
+use support::{Finished, append_body, assert_all_passed, mpirun, run_body, run_within};
 use tch::{Device, Kind, Tensor};
 
 const KINDS: [Kind; 3] = [Kind::Float, Kind::Double, Kind::Int64];
-
-/// A job whose ranks all passed: the test harness of each rank says so.
-fn assert_all_passed(ranks: usize, body: &str) {
-    let job = run_body(ranks, body, &[]);
-    assert_eq!(job.code, 0, "{}", job.output);
-    assert_eq!(count(&job, "test result: ok. 1 passed"), ranks, "{}", job.output);
-}
 
 fn count(job: &Finished, text: &str) -> usize {
     job.output.matches(text).count()

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use dft::comm::{DeviceRequest, StartOptions, World};
 use dft::config::{TrainFile, load};
 use dft::train::{Event, Networks, Observer, State, TrainError, run};
-use support::run_body;
+use support::assert_all_passed;
 
 struct Silent;
 
@@ -39,9 +39,7 @@ fn world() -> World {
 #[test]
 fn replicas_stay_equal_on_two_and_three_ranks() {
     for ranks in [2, 3] {
-        let job = run_body(ranks, "body_equal", &[]);
-        assert_eq!(job.code, 0, "{}", job.output);
-        assert_eq!(job.output.matches("test result: ok. 1 passed").count(), ranks, "{}", job.output);
+        assert_all_passed(ranks, "body_equal");
     }
 }
 
@@ -57,9 +55,7 @@ fn body_equal() {
 
 #[test]
 fn a_rank_with_other_parameters_is_named_at_the_next_checkpoint() {
-    let job = run_body(3, "body_disturbed", &[]);
-    assert_eq!(job.code, 0, "{}", job.output);
-    assert_eq!(job.output.matches("test result: ok. 1 passed").count(), 3, "{}", job.output);
+    assert_all_passed(3, "body_disturbed");
 }
 
 #[test]

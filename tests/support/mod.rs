@@ -116,6 +116,21 @@ pub fn run_body(ranks: usize, body: &str, environment: &[(&str, &str)]) -> Finis
     run_within(command, Duration::from_secs(60))
 }
 
+/// Runs `body` on several ranks, all of which must pass.
+///
+/// The exit code says so: one failing rank makes mpirun's non-zero. Lines of the ranks may be cut up in each other, so they are
+/// not counted; that the body ran at all shows in the first.
+#[track_caller]
+pub fn assert_all_passed(ranks: usize, body: &str) {
+    let job = run_body(ranks, body, &[]);
+    assert_eq!(job.code, 0, "{}", job.output);
+    assert!(
+        job.output.contains("running 1 test") && !job.output.contains("running 0 tests"),
+        "{}",
+        job.output
+    );
+}
+
 /// Appends the calling test binary and what makes it run `body` only.
 pub fn append_body(command: &mut Command, body: &str) {
     command.arg(std::env::current_exe().expect("this test has a path"));
