@@ -11,6 +11,8 @@ mod metrics;
 mod plot;
 mod progress;
 mod run_directory;
+mod run_observer;
+mod run_record;
 mod sample;
 mod session;
 mod summary;

@@ -1,0 +1,235 @@
+//! What `dft train` does besides training: shows progress, records, scores, and writes the results.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use anyhow::Result;
+use tch::Tensor;
+use tracing::info;
+
+use super::metrics::{Measure, SHOWN, Scores, draw_samples, output_sigma};
+use super::progress::Progress;
+use super::run_directory::RunDirectory;
+use super::run_record::{device_name, record_evaluation, record_iteration, record_moments, target_name};
+use super::summary::{Score, Summary, command_line};
+use crate::comm::World;
+use crate::config::Plan;
+use crate::model::WeightsFile;
+use crate::record::RunFile;
+use crate::train::{Event, Networks, Observer, Row, State};
+
+/// Iterations between flushes of the record.
+const FLUSH_EVERY: u64 = 100;
+
+/// Shows, records and scores a run.
+pub struct RunObserver<'a> {
+    plan: &'a Plan,
+    world: &'a World,
+    networks: &'a Networks,
+    measure: Option<&'a Measure>,
+    record: Option<RunFile>,
+    progress: Progress,
+    /// Noise that is added to the samples.
+    sigma: f64,
+    /// The latest scores.
+    metrics: BTreeMap<String, Score>,
+    steady: Steady,
+    /// Running means of the two losses, for the display alone.
+    recent: [f64; 2],
+}
+
+impl Observer for RunObserver<'_> {
+    fn observe(&mut self, event: &Event) -> Result<()> {
+        match event {
+            Event::Warmup(done, total, loss) => {
+                if *done == *total && self.world.is_root() {
+                    info!("score network warmed up: {total} updates, loss {loss:.3}");
+                }
+                Ok(())
+            }
+            Event::Iteration(row) => self.iteration(row),
+            Event::Evaluation(state) => {
+                let result = self.evaluate(state);
+                self.steady.pause();
+                result
+            }
+            Event::Checkpoint(_) => {
+                self.steady.pause();
+                self.flush()
+            }
+        }
+    }
+}
+
+impl<'a> RunObserver<'a> {
+    /// Watches a run that starts at iteration `first`; `record` on rank 0 only.
+    pub fn new(
+        plan: &'a Plan,
+        world: &'a World,
+        networks: &'a Networks,
+        measure: Option<&'a Measure>,
+        record: Option<RunFile>,
+        first: u64,
+    ) -> Self {
+        let is_tempered = networks.target.tempered_from().is_some();
+        RunObserver {
+            plan,
+            world,
+            networks,
+            measure,
+            record,
+            progress: Progress::new("train", first, plan.file.train.iterations, world.is_root()),
+            sigma: output_sigma(&plan.file.method.sigma, is_tempered),
+            metrics: BTreeMap::new(),
+            steady: Steady::default(),
+            recent: [f64::NAN; 2],
+        }
+    }
+
+    /// Brings what was recorded to disk.
+    pub fn flush(&mut self) -> Result<()> {
+        self.record.as_mut().map_or(Ok(()), RunFile::flush)
+    }
+
+    fn iteration(&mut self, row: &Row) -> Result<()> {
+        self.steady.iteration();
+        for (recent, value) in self.recent.iter_mut().zip([row.score_loss, row.sampler_loss]) {
+            *recent = if recent.is_nan() { value } else { 0.95 * *recent + 0.05 * value };
+        }
+        let [score_loss, sampler_loss] = self.recent;
+        self.progress
+            .set(row.iteration, || format!("score loss {score_loss:.4} · sampler loss {sampler_loss:.4}"));
+        let Some(record) = &mut self.record else { return Ok(()) };
+        record_iteration(record, row)?;
+        if row.iteration.is_multiple_of(FLUSH_EVERY) {
+            record.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Scores the averaged sampler on all ranks; `None` if the run measures nothing.
+    pub fn score(&mut self, state: &State) -> Result<Option<Scores>> {
+        let Some(measure) = self.measure else { return Ok(None) };
+        let (world, network) = (self.world, &self.networks.sampler);
+        let parameters = &state.average.parameters;
+        let seed = self.plan.file.run.seed;
+        let draw = |sigma| {
+            move |chunk, rows| draw_samples(network, parameters, seed, (chunk, rows), sigma, world.device)
+        };
+        let scores = measure.score("", world, draw(self.sigma))?;
+        self.metrics.clone_from(&scores.metrics);
+        if self.sigma > 0.0 {
+            self.metrics.extend(measure.score("_clean", world, draw(0.0))?.metrics);
+        }
+        Ok(Some(scores))
+    }
+
+    /// Scores the averaged sampler on all ranks and records the result.
+    fn evaluate(&mut self, state: &State) -> Result<()> {
+        let world = self.world;
+        let scores = self.score(state)?;
+        let (Some(scores), Some(measure)) = (scores, self.measure) else {
+            let (parameters, seed) = (&state.average.parameters, self.plan.file.run.seed);
+            let network = &self.networks.sampler;
+            let shown = draw_samples(network, parameters, seed, (0, SHOWN), self.sigma, world.device);
+            return match &mut self.record {
+                Some(record) => record.write_samples(state.iteration, &shown.to_device(tch::Device::Cpu)),
+                None => Ok(()),
+            };
+        };
+        if world.is_root() {
+            let values: Vec<String> = self
+                .metrics
+                .iter()
+                .map(|(name, score)| format!("{name} {:.4} (floor {:.4})", score.value, score.floor))
+                .collect();
+            info!("iteration {}: {}", state.iteration, values.join(" · "));
+        }
+        let Some(record) = &mut self.record else { return Ok(()) };
+        record_evaluation(record, state.iteration, &self.metrics)?;
+        record_moments(record, state.iteration, measure, &self.metrics, &scores.moments)?;
+        record.write_samples(state.iteration, &scores.shown)?;
+        record.flush()
+    }
+
+    /// Writes the sampler, the posterior draws and the summary.
+    pub fn finish(mut self, state: &State, directory: Option<&RunDirectory>) -> Result<()> {
+        self.progress.finish();
+        let (Some(record), Some(directory)) = (&mut self.record, directory) else { return Ok(()) };
+        let file = &self.plan.file;
+        let network = &self.networks.sampler;
+        let parameters = &state.average.parameters;
+        let metadata = [
+            ("sampler", serde_json::to_string(network.spec())?),
+            ("output_sigma", format!("{:e}", self.sigma)),
+            ("iteration", state.iteration.to_string()),
+            ("version", env!("CARGO_PKG_VERSION").to_string()),
+            ("commit", env!("DFT_COMMIT").to_string()),
+        ];
+        WeightsFile::save(&directory.file("sampler.safetensors"), &parameters.named(), &metadata)?;
+        let draws: Vec<Tensor> = (0..10)
+            .map(|chunk| {
+                let rows = (chunk, SHOWN);
+                draw_samples(network, parameters, file.run.seed, rows, self.sigma, self.world.device)
+            })
+            .collect();
+        record.write_posterior(&Tensor::cat(&draws, 0).to_device(tch::Device::Cpu).unsqueeze(0))?;
+        record.flush()?;
+        let summary = Summary {
+            command: command_line(),
+            target: target_name(&file.target).to_string(),
+            method: format!("{:?}", file.method.kind).to_lowercase(),
+            world_size: self.world.size,
+            device: device_name(self.world).to_string(),
+            iterations: state.iteration,
+            seconds: state.wall_seconds,
+            iterations_per_second: self.steady.rate(),
+            target_evaluations: state.target_evaluations,
+            parameters_sha256: state.parameters_sha256(),
+            metrics: self.metrics,
+            extractor: self.measure.map(Measure::extractor),
+            comparison: vec![],
+        };
+        summary.write(&directory.file("summary.json"))?;
+        info!(
+            "{} iterations in {:.0} s ({:.2} a second); sampler and summary in {}",
+            summary.iterations,
+            summary.seconds,
+            summary.iterations_per_second,
+            directory.file("").display()
+        );
+        Ok(())
+    }
+}
+
+/// Rate of iterations without the first ones and without evaluations.
+#[derive(Default)]
+struct Steady {
+    last: Option<Instant>,
+    iterations: u64,
+    seconds: f64,
+    skipped: u64,
+}
+
+impl Steady {
+    const WARM_UP: u64 = 5;
+
+    fn iteration(&mut self) {
+        let now = Instant::now();
+        if let Some(last) = self.last.replace(now) {
+            self.skipped += 1;
+            if self.skipped > Self::WARM_UP {
+                self.iterations += 1;
+                self.seconds += (now - last).as_secs_f64();
+            }
+        }
+    }
+
+    fn pause(&mut self) {
+        self.last = None;
+    }
+
+    fn rate(&self) -> f64 {
+        if self.iterations == 0 { 0.0 } else { self.iterations as f64 / self.seconds }
+    }
+}

@@ -1,0 +1,156 @@
+//! What goes into the run file, and under which names, units and descriptions.
+
+use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Result;
+use tch::Tensor;
+
+use super::metrics::Measure;
+use super::summary::Score;
+use crate::comm::World;
+use crate::config::TargetSection;
+use crate::metric::Moments;
+use crate::record::{Attribute, Cell, Column, RunFile};
+use crate::train::Row;
+
+/// Attributes of `/` in a run file.
+pub fn run_attributes(world: &World, config: &str) -> Vec<(&'static str, Attribute)> {
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |elapsed| elapsed.as_secs());
+    vec![
+        ("format_version", Attribute::Integer(1)),
+        ("config", config.into()),
+        ("version", env!("CARGO_PKG_VERSION").into()),
+        ("commit", env!("DFT_COMMIT").into()),
+        ("libtorch_version", env!("DFT_BUILD_LIBTORCH").into()),
+        ("hdf5_version", hdf5_version().into()),
+        ("world_size", Attribute::Integer(world.size as i64)),
+        ("backend", world.backend.into()),
+        ("device", device_name(world).into()),
+        ("started_at_unix_seconds", Attribute::Integer(started as i64)),
+    ]
+}
+
+fn hdf5_version() -> String {
+    let (major, minor, patch) = hdf5::library_version();
+    format!("{major}.{minor}.{patch}")
+}
+
+/// `cpu` or `cuda`.
+pub fn device_name(world: &World) -> &'static str {
+    if world.device.is_cuda() { "cuda" } else { "cpu" }
+}
+
+/// The target in a word.
+pub fn target_name(target: &TargetSection) -> &'static str {
+    match target {
+        TargetSection::Gaussian { .. } => "gaussian",
+        TargetSection::Energy { .. } => "energy",
+        TargetSection::Torchscript { .. } => "torchscript",
+    }
+}
+
+fn column(name: &'static str, units: &'static str, description: &'static str) -> Column {
+    Column { name, units, description }
+}
+
+/// One iteration, in `/train`.
+pub fn record_iteration(record: &mut RunFile, row: &Row) -> Result<()> {
+    let row = [
+        (column("iteration", "1", "iterations done"), row.iteration.into()),
+        (
+            column("wall_seconds", "s", "seconds of training, earlier parts of a resumed run included"),
+            row.wall_seconds.into(),
+        ),
+        (
+            column("score_loss", "1", "mean weighted denoising loss of the score network, last update"),
+            row.score_loss.into(),
+        ),
+        (
+            column("sampler_loss", "1", "mean denoising Fisher loss of the samples, weighted like the field"),
+            row.sampler_loss.into(),
+        ),
+        (
+            column(
+                "score_gradient_norm",
+                "1",
+                "norm of the score network's gradient before clipping, last update",
+            ),
+            row.score_gradient_norm.into(),
+        ),
+        (
+            column("sampler_gradient_norm", "1", "norm of the sampler's gradient before clipping"),
+            row.sampler_gradient_norm.into(),
+        ),
+        (
+            column("sigma", "units of the target", "geometric mean of the band of noise levels"),
+            row.sigma.into(),
+        ),
+        (
+            column("target_evaluations", "1", "evaluations of the target's gradient so far, over all ranks"),
+            row.target_evaluations.into(),
+        ),
+    ];
+    record.append("train", &row)
+}
+
+/// Column names live as long as the program: there is a handful of metrics.
+fn leaked(name: String) -> &'static str {
+    Box::leak(name.into_boxed_str())
+}
+
+/// One evaluation, in `/evaluation`: every metric beside its floor.
+pub fn record_evaluation(
+    record: &mut RunFile,
+    iteration: u64,
+    metrics: &BTreeMap<String, Score>,
+) -> Result<()> {
+    let mut row = vec![(column("iteration", "1", "iterations done"), Cell::from(iteration))];
+    for (name, score) in metrics {
+        let (value, floor) = (leaked(name.clone()), leaked(format!("{name}_floor")));
+        row.push((column(value, "1", "score of the averaged sampler"), score.value.into()));
+        row.push((column(floor, "1", "the same score of as many real samples"), score.floor.into()));
+    }
+    if let Some(score) = metrics.values().next() {
+        row.push((column("samples", "1", "number of samples"), score.samples.into()));
+    }
+    record.append("evaluation", &row)
+}
+
+/// The Fréchet distance of one evaluation with the statistics it comes from, in `/fid`.
+pub fn record_moments(
+    record: &mut RunFile,
+    iteration: u64,
+    measure: &Measure,
+    metrics: &BTreeMap<String, Score>,
+    moments: &Moments,
+) -> Result<()> {
+    let extractor = measure.reference().extractor();
+    let Some(score) = metrics.get(extractor.metric()) else { return Ok(()) };
+    record.append(
+        "fid",
+        &[
+            (column("iteration", "1", "iterations done"), Cell::from(iteration)),
+            (column("value", "1", "Fréchet distance of the features to the reference"), score.value.into()),
+            (column("floor", "1", "the same distance for as many real samples"), score.floor.into()),
+        ],
+    )?;
+    let (name, sha256) = extractor.identity();
+    record.set_attribute("fid", "extractor", name.into())?;
+    record.set_attribute("fid", "extractor_sha256", sha256.into())?;
+    record.set_attribute("fid", "samples", Attribute::Integer(score.samples as i64))?;
+    let values = |tensor: &Tensor| Vec::<f64>::try_from(tensor.reshape([-1]));
+    let features = moments.mean().size()[0] as usize;
+    record.append_array(
+        "fid",
+        column("mu", "1", "mean of the features"),
+        &values(&moments.mean())?,
+        &[features],
+    )?;
+    record.append_array(
+        "fid",
+        column("sigma", "1", "covariance of the features"),
+        &values(&moments.covariance())?,
+        &[features, features],
+    )
+}
