@@ -28,6 +28,7 @@ grep -q 'cuda:0' "$runs/doctor.txt" || fail "a rank on cuda:0" "the table above"
 # Two ranks on one GPU: each gives NCCL a host name of its own, or NCCL below 2.30 refuses ("Duplicate GPU detected").
 # Correct on any machine, meaningless for speed.
 step "two ranks on CUDA"
+# shellcheck disable=SC2016 # expanded by the shell of each rank
 as_host='export NCCL_HOSTID=check-${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-0}}; exec "$0" "$@"'
 NCCL_MULTI_RANK_GPU_ENABLE=1 "$(dirname "$(command -v "$MPICC")")/mpirun" -n 2 sh -c "$as_host" \
     "$dft" doctor --device cuda --share-gpus
