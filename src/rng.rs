@@ -65,8 +65,8 @@ impl Generator {
         Tensor::from_slice(&values).reshape(shape)
     }
 
-    /// Noise levels log-uniform in [low, high) for the rows `rows` of a global batch of `batch`, one in each of `batch` strata, as a
-    /// CPU tensor.
+    /// Noise levels log-uniform in [low, high) for the rows `rows` of a global batch of `batch`, one in each
+    /// of `batch` strata, as a CPU tensor.
     pub fn stratified_levels(&mut self, (low, high): (f64, f64), rows: Range<i64>, batch: usize) -> Tensor {
         let count = rows.end - rows.start;
         let stratum = Tensor::arange_start(rows.start, rows.end, (Kind::Float, Device::Cpu));
@@ -101,8 +101,8 @@ pub struct Shards {
 }
 
 impl Shards {
-    /// The shards of rank `rank` when a batch of `batch` rows is cut into `shards` for `world_size` ranks; all
-    /// three must divide, as the plan has checked.
+    /// The shards of rank `rank` when a batch of `batch` rows is cut into `shards` for `world_size` ranks;
+    /// all three must divide, as the plan has checked.
     pub fn of_rank(batch: usize, shards: usize, rank: usize, world_size: usize) -> Self {
         let count = shards / world_size;
         Shards { first: rank * count, count, rows: batch / shards }
@@ -159,6 +159,14 @@ mod tests {
         assert!(x.mean(None).double_value(&[]).abs() < 0.011);
         assert!((x.square().mean(None).double_value(&[]) - 1.0).abs() < 0.016);
         assert!((x.pow_tensor_scalar(4).mean(None).double_value(&[]) - 3.0).abs() < 0.11);
+    }
+
+    #[test]
+    fn stratified_levels_fall_one_into_each_stratum_of_the_band() {
+        let levels = |rows| Generator::new(0, Stream::Data, 0, 0).stratified_levels((0.1, 10.0), rows, 8);
+        let quantile = (levels(4..8).log10() + 1.0) / 2.0; // log10 of the band is [−1, 1)
+        let stratum = Vec::<i64>::try_from((quantile * 8.0).floor().to_kind(Kind::Int64)).unwrap();
+        assert_eq!(stratum, [4, 5, 6, 7]);
     }
 
     #[test]

@@ -99,8 +99,9 @@ impl Atoms {
 
 #[test]
 fn dft_field_pulled_back_is_the_gradient_of_the_fisher_divergence() {
-    // Theorem 1 of the paper: with the exact score of the sampler's noisy density, the tractable gradient equals that of
-    // the divergence. Left by quadrature over x and autograd, right by quadrature over the noise.
+    // Theorem 1 of the paper: with the exact score of the sampler's noisy density, the tractable gradient
+    // equals that of the divergence. Left by quadrature over x and autograd, right by quadrature over the
+    // noise.
     let setting = Atoms::new();
     let (divergence, expected) = setting.divergence_by_quadrature();
     assert!(divergence > 0.1, "a test at the optimum would show nothing");
@@ -219,8 +220,8 @@ fn antithetic_field_is_the_mean_of_the_fields_at_both_signs() {
 
 #[test]
 fn control_variate_adds_nothing_on_average_and_takes_variance_away() {
-    // Its mean over ±eps is exactly zero, because it is linear in eps; so antithetic pairs of the control-variate field
-    // and of the plain field have the same mean.
+    // Its mean over ±eps is exactly zero, because it is linear in eps; so antithetic pairs of the
+    // control-variate field and of the plain field have the same mean.
     let (network, parameters, mut section) = network();
     section.field_power = 0.0;
     let (x0, _, _) = draws(2);
@@ -261,9 +262,10 @@ fn one_joint_backward_gives_the_score_gradient_and_the_product_of_two() {
 
 #[test]
 fn gaussian_optimum_has_covariance_c_minus_sigma_squared() {
-    // A linear sampler x0 = A z + b has the noisy density N(b, A Aᵀ + sigma² I), whose score is exact here. Its field is linear
-    // in (z, eps), so the points ±sqrt(n) e_i of the joint space, with second moment I, give the expectation of the
-    // pulled-back gradient exactly. Descent must end where A Aᵀ = C − sigma² I and b = m.
+    // A linear sampler x0 = A z + b has the noisy density N(b, A Aᵀ + sigma² I), whose score is exact here.
+    // Its field is linear in (z, eps), so the points ±sqrt(n) e_i of the joint space, with second moment I,
+    // give the expectation of the pulled-back gradient exactly. Descent must end where A Aᵀ = C − sigma² I
+    // and b = m.
     let (d, sigma) = (2i64, 0.4);
     let covariance = [vec![1.0, 0.5], vec![0.5, 0.7]];
     let target = Gaussian::new(&[-1.0, 2.0], &covariance, Kind::Double, Device::Cpu).unwrap();

@@ -1,5 +1,5 @@
-//! The main job in miniature, on real data: fit an energy and features, train on them, evaluate beside Langevin,
-//! sample and plot. Needs data/mnist (`dft data mnist`), which ci/test.sh brings.
+//! The main job in miniature, on real data: fit an energy and features, train on them, evaluate beside
+//! Langevin, sample and plot. Needs data/mnist (`dft data mnist`), which ci/test.sh brings.
 
 mod support;
 
@@ -117,7 +117,8 @@ fn the_whole_path_from_data_to_pictures_runs_on_two_ranks() {
 
 #[test]
 fn committed_features_are_what_their_metadata_say() {
-    // The test accuracy that stands in the committed weights, measured again from the weights and the test split.
+    // The test accuracy that stands in the committed weights, measured again from the weights and the test
+    // split.
     let file =
         dft::model::WeightsFile::load(&root().join("configs/weights/mnist-lenet.safetensors")).unwrap();
     let recorded: f64 = file.metadata("test_accuracy").unwrap().parse().unwrap();

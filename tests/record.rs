@@ -41,7 +41,8 @@ fn python() -> PathBuf {
     }
 }
 
-/// The expected values are those that `whole_run` writes; the reader is h5py, so nothing of ours checks itself.
+/// The expected values are those that `whole_run` writes; the reader is h5py, so nothing of ours checks
+/// itself.
 #[test]
 fn h5py_finds_every_dataset_with_shape_units_description_and_scales() {
     let directory = tempfile::tempdir().unwrap();
@@ -251,8 +252,8 @@ fn child_writes_until_the_disk_is_full() {
     }
 }
 
-/// A limit of 4 MiB on the size of a file stands for the full disk: the write fails in the same way (EFBIG for
-/// ENOSPC), with the signal ignored as a shell can arrange for its children.
+/// A limit of 4 MiB on the size of a file stands for the full disk: the write fails in the same way (EFBIG
+/// for ENOSPC), with the signal ignored as a shell can arrange for its children.
 #[test]
 fn full_disk_is_an_error_and_not_a_panic() {
     let directory = tempfile::tempdir().unwrap();

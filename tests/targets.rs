@@ -39,7 +39,8 @@ fn normal(shape: &[i64], number: u64) -> Tensor {
     Generator::new(9, Stream::Exact, number, 0).normal(shape).to_kind(Kind::Double)
 }
 
-/// Central differences along a random direction, step 1e-5: error of order 1e-10 from the step and 1e-11 relative from rounding.
+/// Central differences along a random direction, step 1e-5: error of order 1e-10 from the step and 1e-11
+/// relative from rounding.
 fn assert_derivatives_hold(target: &dyn Target) {
     let shape = [&[3], target.shape()].concat();
     let (x, along, direction) = (normal(&shape, 0), normal(&shape, 1), normal(&shape, 2));

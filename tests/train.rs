@@ -208,8 +208,8 @@ fn sigusr1_through_mpirun_stops_both_ranks_with_a_checkpoint() {
 
 #[test]
 fn every_schedule_and_remedy_trains() {
-    // Each of these is a path of its own through the loop. 20 iterations do not converge, so the claim is that all
-    // losses are finite, the networks move, and no two paths are the same.
+    // Each of these is a path of its own through the loop. 20 iterations do not converge, so the claim is
+    // that all losses are finite, the networks move, and no two paths are the same.
     let directory = tempfile::tempdir().unwrap();
     let paths: [&[&str]; 5] = [
         &["method.variance=plain"],
@@ -233,8 +233,8 @@ fn every_schedule_and_remedy_trains() {
 
 #[test]
 fn quick_configuration_reaches_the_closed_form_optimum() {
-    // x0 + sigma·eps must have the target's mean and covariance: its Fréchet distance to exact samples falls from 6 at the
-    // start to near the floor of 0.004; x0 itself stays narrower by sigma².
+    // x0 + sigma·eps must have the target's mean and covariance: its Fréchet distance to exact samples falls
+    // from 6 at the start to near the floor of 0.004; x0 itself stays narrower by sigma².
     let directory = tempfile::tempdir().unwrap();
     let run = directory.path().join("run");
     succeed(quick(solo(), &run, &["train.iterations=600", "train.warmup_updates=100"]));
@@ -256,8 +256,8 @@ fn one_two_and_three_ranks_agree_up_to_rounding() {
         for name in ["score_loss", "sampler_loss", "sampler_gradient_norm"] {
             let pairs = series(&run(1), name).into_iter().zip(series(&run(count), name));
             for (iteration, (one, several)) in pairs.enumerate() {
-                // Another order of f32 sums is 1e-6 at first and grows along the path; losses that pass zero are
-                // compared on the scale of 1.
+                // Another order of f32 sums is 1e-6 at first and grows along the path; losses that pass zero
+                // are compared on the scale of 1.
                 let error = (one - several).abs() / one.abs().max(1.0);
                 assert!(error < 1e-3, "{name} at {iteration} on {count} ranks: {several} for {one}");
             }

@@ -9,8 +9,8 @@ use crate::data::Dataset;
 
 /// One-step samplers of unnormalised densities by Denoising Fisher Training.
 ///
-/// Give it an energy, get a network that draws a sample in one forward pass. Several ranks share the work when started by
-/// an MPI launcher: mpirun -n 4 dft train CONFIG.
+/// Give it an energy, get a network that draws a sample in one forward pass. Several ranks share the work
+/// when started by an MPI launcher: mpirun -n 4 dft train CONFIG.
 #[derive(Debug, Parser)]
 #[command(
     name = "dft",

@@ -193,7 +193,8 @@ fn timed_all_reduce(world: &World) -> anyhow::Result<f64> {
         // Exact in f32 for any world below 5,000 ranks.
         let (least, most) = (buffer.min().double_value(&[]), buffer.max().double_value(&[]));
         let is_right = (least, most) == (wanted, wanted);
-        // A wrong sum on one rank is a failure of all: a lone return would leave the others in the next round.
+        // A wrong sum on one rank is a failure of all: a lone return would leave the others in the next
+        // round.
         let checked = world.agree(if is_right {
             Ok(())
         } else {

@@ -218,7 +218,8 @@ fn write(run: &Path, summary: &Summary, pictures: &[(String, Tensor)]) -> Result
     Ok(())
 }
 
-/// The table as `/comparison` of the run file, in place of an earlier one; its rows are numbered from the top by `row`.
+/// The table as `/comparison` of the run file, in place of an earlier one; its rows are numbered from the top
+/// by `row`.
 fn record_comparison(run: &Path, summary: &Summary) -> Result<()> {
     let mut record = RunFile::resume(run.join("run.h5"), summary.iterations as i64)?;
     record.remove("comparison")?;

@@ -14,7 +14,8 @@ use crate::model::{Parameters, SamplerNetwork};
 use crate::rng::{Generator, Stream};
 use crate::target::Target;
 
-/// Samples hold numbers that are not finite. Known on all ranks at once, since it is seen after a sum over them.
+/// Samples hold numbers that are not finite. Known on all ranks at once, since it is seen after a sum over
+/// them.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "samples hold values that are not finite: the sampler or the chain diverged; lower its learning rate or step size"
@@ -53,7 +54,8 @@ impl Inputs {
     /// Loads what the configuration asks for; `None` if it asks for no Fréchet distance.
     ///
     /// # Errors
-    /// If data or extractor cannot be used, do not fit the target, or there are fewer real samples than the floor needs.
+    /// If data or extractor cannot be used, do not fit the target, or there are fewer real samples than the
+    /// floor needs.
     pub fn load(section: &EvaluateSection, target: &dyn Target, device: Device) -> Result<Option<Self>> {
         let images = || Mnist::load(&section.data).map(|mnist| mnist.images(Split::Train));
         let (extractor, real) = match &section.features {
@@ -133,8 +135,8 @@ impl Measure {
         metrics
     }
 
-    /// Scores what `draw`(chunk, rows) returns for the chunks of this rank; all ranks together draw as many samples as the
-    /// floor was measured with.
+    /// Scores what `draw`(chunk, rows) returns for the chunks of this rank; all ranks together draw as many
+    /// samples as the floor was measured with.
     ///
     /// # Errors
     /// If a collective fails.
@@ -175,11 +177,11 @@ impl Measure {
     }
 }
 
-/// The noise that makes samples of a finished run exact: the level that training ends at if it is a single one and the target is
-/// not tempered, otherwise 0.
+/// The noise that makes samples of a finished run exact: the level that training ends at if it is a single
+/// one and the target is not tempered, otherwise 0.
 ///
-/// At a single level sigma the optimum is that x0 + sigma·eps has the target's distribution; over a band with a tempered
-/// target it is x0 itself.
+/// At a single level sigma the optimum is that x0 + sigma·eps has the target's distribution; over a band with
+/// a tempered target it is x0 itself.
 pub fn output_sigma(sigma: &SigmaPath, is_tempered: bool) -> f64 {
     let (low, high) = sigma.band(1.0);
     if is_tempered || low != high { 0.0 } else { low }

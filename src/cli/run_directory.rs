@@ -36,8 +36,9 @@ impl RunDirectory {
         Self::lock(path)
     }
 
-    /// Opens the directory of a run to continue; also returns its newest checkpoint. A run that stopped before its first
-    /// checkpoint has none and starts again, so that a requeued job needs no other command line.
+    /// Opens the directory of a run to continue; also returns its newest checkpoint. A run that stopped
+    /// before its first checkpoint has none and starts again, so that a requeued job needs no other command
+    /// line.
     ///
     /// # Errors
     /// If there is no run in it, or another process works in it.

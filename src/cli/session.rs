@@ -1,7 +1,7 @@
 //! A command among ranks: how it starts, and how each kind of error ends it.
 //!
-//! Before any work, errors are agreed on: one rank reports, all leave with exit code 2. During work, what happens on all
-//! ranks at once ends them together, and what happens on one rank ends the job from there.
+//! Before any work, errors are agreed on: one rank reports, all leave with exit code 2. During work, what
+//! happens on all ranks at once ends them together, and what happens on one rank ends the job from there.
 
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -35,7 +35,8 @@ pub struct Session {
 impl Session {
     /// Starts the world that a configuration asks for; `file` is the configuration as read on this rank.
     ///
-    /// A rank that cannot read it says so to the others before they look for devices: it does not know which to ask for.
+    /// A rank that cannot read it says so to the others before they look for devices: it does not know which
+    /// to ask for.
     pub fn start<T>(
         file: Result<T, ConfigError>,
         compute: impl Fn(&T) -> &ComputeSection,
@@ -78,8 +79,8 @@ impl Session {
         self.prepare(if self.world.is_root() { step().map(Some) } else { Ok(None) })
     }
 
-    /// Takes a step of work. Divergence is seen by all ranks at once, so they leave together; anything else may have
-    /// happened on this rank alone, so it ends the job.
+    /// Takes a step of work. Divergence is seen by all ranks at once, so they leave together; anything else
+    /// may have happened on this rank alone, so it ends the job.
     pub fn work<T, E: Into<anyhow::Error>>(&self, step: Result<T, E>) -> Result<T, Exit> {
         step.map_err(|error| {
             let error: anyhow::Error = error.into();
@@ -119,7 +120,8 @@ pub fn start_failed(error: &CommError) -> Exit {
     Exit(USAGE)
 }
 
-/// Reports the error of `dft doctor`: ranks that could not start (2), or a check that failed on all of them (1).
+/// Reports the error of `dft doctor`: ranks that could not start (2), or a check that failed on all of them
+/// (1).
 pub fn report(error: &anyhow::Error) -> Exit {
     match error.downcast_ref::<CommError>() {
         Some(CommError::Backend { .. }) | None => {

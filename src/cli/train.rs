@@ -69,7 +69,8 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
         return Err(Exit(STOPPED));
     }
     if first == plan.file.train.iterations {
-        // Resumed after the last iteration: nothing to train, and its scores are recorded; the results are written again.
+        // Resumed after the last iteration: nothing to train, and its scores are recorded; the results are
+        // written again.
         session.work(observer.score(&state))?;
     }
     let finished = observer.finish(&state, directory.as_ref());

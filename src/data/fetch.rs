@@ -38,8 +38,8 @@ impl std::fmt::Display for FetchReport {
 
 /// Brings the files of a data set into `directory`, decompressed and verified by SHA-256.
 ///
-/// Files that are there and right are left alone. Sources are tried in order until all files are there; a file
-/// gets its name only after its content was verified.
+/// Files that are there and right are left alone. Sources are tried in order until all files are there; a
+/// file gets its name only after its content was verified.
 ///
 /// # Errors
 /// When every source fails: the message names each and says why it failed.

@@ -7,9 +7,9 @@ use crate::target::Target;
 
 /// Unadjusted Langevin steps at geometrically falling noise levels, and one denoising step at the end.
 ///
-/// At level sigma the target is tempered by T = (sigma/sigma0)², and a step is
-/// x ← x + h·sigma0²·s_q(x) + sqrt(2h)·sigma·n: Langevin with step size h·sigma0² = h·sigma²/T for the tempered density.
-/// The denoising step is x + sigma0²·s_q(x), the posterior mean of clean data given x (Tweedie).
+/// At level sigma the target is tempered by T = (sigma/sigma0)², and a step is x ← x + h·sigma0²·s_q(x) +
+/// sqrt(2h)·sigma·n: Langevin with step size h·sigma0² = h·sigma²/T for the tempered density. The denoising
+/// step is x + sigma0²·s_q(x), the posterior mean of clean data given x (Tweedie).
 #[derive(Debug, Clone, Copy)]
 pub struct AnnealedLangevin {
     /// Number of Langevin steps, 1 or more.
@@ -41,7 +41,8 @@ impl AnnealedLangevin {
         self.steps + 1
     }
 
-    /// Final points `[rows, …]` of `rows` independent chains run at once; `after_step` is told the number of steps done.
+    /// Final points `[rows, …]` of `rows` independent chains run at once; `after_step` is told the number of
+    /// steps done.
     pub fn run(
         &self,
         target: &dyn Target,
@@ -72,9 +73,9 @@ mod tests {
 
     #[test]
     fn chains_at_one_level_reach_the_variance_of_the_discretised_gaussian() {
-        // For N(0, 1) at sigma = sigma0 = 1 a step is x(1 − h) + sqrt(2h) n, with stationary variance
-        // 2h / (1 − (1 − h)²) = 1/(1 − h/2) = 1.25 at h = 0.4. The denoising step x + s(x) = 0 would hide it,
-        // so the target is wider: N(0, 2²) with sigma0 = 1, rate h/4: variance 2h/(1 − (1 − h/4)²) = 4/(1 − h/8).
+        // For N(0, 1) at sigma = sigma0 = 1 a step is x(1 − h) + sqrt(2h) n, with stationary variance 2h / (1
+        // − (1 − h)²) = 1/(1 − h/2) = 1.25 at h = 0.4. The denoising step x + s(x) = 0 would hide it, so the
+        // target is wider: N(0, 2²) with sigma0 = 1, rate h/4: variance 2h/(1 − (1 − h/4)²) = 4/(1 − h/8).
         let target = Gaussian::new(&[0.0], &[vec![4.0]], Kind::Float, Device::Cpu).unwrap();
         let chain = AnnealedLangevin {
             steps: 100,

@@ -44,8 +44,8 @@ pub fn score_loss(
     ScoreLoss { value: loss.detach(), gradient }
 }
 
-/// As [`score_loss`], and from the same forward and backward pass the score itself and its product
-/// J_phi^T (s_phi + eps/sigma): the loss of a row depends on s_phi through weight·sigma²·|s_phi + eps/sigma|², so its
+/// As [`score_loss`], and from the same forward and backward pass the score itself and its product J_phi^T
+/// (s_phi + eps/sigma): the loss of a row depends on s_phi through weight·sigma²·|s_phi + eps/sigma|², so its
 /// gradient with respect to x is the product times 2·weight·sigma².
 pub fn score_loss_and_products(
     section: &MethodSection,

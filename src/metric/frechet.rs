@@ -77,8 +77,8 @@ impl Moments {
 /// |m1 − m2|² + tr(C1 + C2 − 2 (C1^½ C2 C1^½)^½), the squared 2-Wasserstein distance between two Gaussians
 /// (Dowson and Landau 1982; Heusel et al. 2017), means `[F]` and covariances `[F, F]` in f64.
 ///
-/// The trace of the root is a sum over eigenvalues of a symmetric matrix, so singular covariances are fine and no complex part
-/// can appear.
+/// The trace of the root is a sum over eigenvalues of a symmetric matrix, so singular covariances are fine
+/// and no complex part can appear.
 pub fn frechet_distance(mean1: &Tensor, covariance1: &Tensor, mean2: &Tensor, covariance2: &Tensor) -> f64 {
     let (values, vectors) = covariance1.linalg_eigh("L");
     let root = (&vectors * values.clamp_min(0.0).sqrt()).matmul(&vectors.transpose(0, 1));

@@ -22,8 +22,8 @@ pub struct Reference {
     other_half: Tensor,
 }
 
-/// Splits `rows` into fixed chunks and returns (chunk number, rows) of those that belong to this rank: the same chunks, and so the
-/// same samples, on any number of ranks.
+/// Splits `rows` into fixed chunks and returns (chunk number, rows) of those that belong to this rank: the
+/// same chunks, and so the same samples, on any number of ranks.
 pub fn chunks_of_rank(rows: i64, world: &World) -> impl Iterator<Item = (u64, i64)> {
     let (rank, size) = (world.rank as i64, world.size as i64);
     (0..(rows + CHUNK - 1) / CHUNK)
@@ -31,15 +31,16 @@ pub fn chunks_of_rank(rows: i64, world: &World) -> impl Iterator<Item = (u64, i6
         .map(move |chunk| (chunk as u64, CHUNK.min(rows - chunk * CHUNK)))
 }
 
-/// Exact samples that stand for a target with a sampler of its own, `[60000, …]` on the CPU: they belong to the metric, not to
-/// a run, so their seed is fixed.
+/// Exact samples that stand for a target with a sampler of its own, `[60000, …]` on the CPU: they belong to
+/// the metric, not to a run, so their seed is fixed.
 pub fn exact_samples(target: &dyn Target) -> Option<Tensor> {
     let mut generator = Generator::new(0, Stream::Exact, 0, 0);
     target.exact_samples(&mut generator, EXACT_ROWS).map(|samples| samples.to_device(Device::Cpu))
 }
 
 impl Reference {
-    /// Halves the real samples `data` `[N, …]` by a fixed permutation and measures the second half, over all ranks.
+    /// Halves the real samples `data` `[N, …]` by a fixed permutation and measures the second half, over all
+    /// ranks.
     ///
     /// # Errors
     /// If a collective fails.
@@ -82,8 +83,8 @@ impl Reference {
         Moments::new(&self.moments.mean())
     }
 
-    /// Scores of `rows` real samples: the Fréchet distance's floor for this count, and the pixel deviation that perfect samples
-    /// would have.
+    /// Scores of `rows` real samples: the Fréchet distance's floor for this count, and the pixel deviation
+    /// that perfect samples would have.
     ///
     /// # Errors
     /// If a collective fails.

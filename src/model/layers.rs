@@ -12,7 +12,8 @@ pub enum Init {
     Zero,
     /// Normal with mean 0 and this standard deviation.
     Normal(f64),
-    /// Uniform in ±`bound`; with bound 1/sqrt(fan-in) this is PyTorch's default for linear and convolution layers.
+    /// Uniform in ±`bound`; with bound 1/sqrt(fan-in) this is PyTorch's default for linear and convolution
+    /// layers.
     Uniform(f64),
 }
 

@@ -1,7 +1,7 @@
 //! LeNet-5 (LeCun et al. 1998), tanh and average pooling: the classifier whose features FD-LeNet uses.
 //!
-//! Its features lie in [−1, 1], so the scale of the distance does not depend on how long the classifier was trained, as it does
-//! with unbounded activations.
+//! Its features lie in [−1, 1], so the scale of the distance does not depend on how long the classifier was
+//! trained, as it does with unbounded activations.
 
 use std::rc::Rc;
 

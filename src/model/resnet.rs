@@ -52,33 +52,29 @@ impl ResNet {
     }
 }
 
+/// Two 3 × 3 convolutions, the first without a bias, beside a 1 × 1 convolution; a halving block widens in its second.
 #[derive(Debug)]
 struct Block {
     first: Conv,
     second: Conv,
-    shortcut: Option<Conv>,
+    shortcut: Conv,
     halves: bool,
 }
 
 impl Block {
     fn new(layout: &mut Layout, name: &str, from: i64, to: i64, halves: bool) -> Self {
+        let between = if halves { from } else { to };
         Block {
-            first: Conv::same_without_bias(layout, &format!("{name}.first"), from, to, 3),
-            second: Conv::same(layout, &format!("{name}.second"), to, to, 3),
-            shortcut: (from != to).then(|| Conv::same(layout, &format!("{name}.shortcut"), from, to, 1)),
+            first: Conv::same_without_bias(layout, &format!("{name}.first"), from, between, 3),
+            second: Conv::same(layout, &format!("{name}.second"), between, to, 3),
+            shortcut: Conv::same(layout, &format!("{name}.shortcut"), from, to, 1),
             halves,
         }
     }
 
     fn forward(&self, weights: &Weights, x: &Tensor) -> Tensor {
-        let shrink = |h: Tensor| {
-            if self.halves { h.avg_pool2d([2i64; 2], [2i64; 2], [0i64; 2], false, true, None) } else { h }
-        };
         let h = self.second.forward(weights, &self.first.forward(weights, &x.elu()).elu());
-        let straight = match &self.shortcut {
-            Some(shortcut) => shortcut.forward(weights, x),
-            None => x.shallow_clone(),
-        };
-        shrink(h + straight)
+        let sum = h + self.shortcut.forward(weights, x);
+        if self.halves { sum.avg_pool2d([2i64; 2], [2i64; 2], [0i64; 2], false, true, None) } else { sum }
     }
 }

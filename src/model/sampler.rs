@@ -26,8 +26,8 @@ pub struct SamplerSpec {
     pub width: i64,
     /// Hidden layers of an `mlp`.
     pub depth: usize,
-    /// Scale of the latent at the start: the standard deviation of the first samples (`mlp`, `generator`) or of
-    /// the U-Net's input.
+    /// Scale of the latent at the start: the standard deviation of the first samples (`mlp`, `generator`) or
+    /// of the U-Net's input.
     pub initial_scale: f64,
     /// Mean of the first samples (`mlp`, `generator`) or of the U-Net's input.
     pub initial_offset: f64,
@@ -112,7 +112,8 @@ impl SamplerNetwork {
     /// - `mlp`: x0 = offset + scale·(z·exp(gate(z)) + shift(z)); gate and shift start at zero, so the first
     ///   samples are exactly N(offset, scale² I).
     /// - `unet`: x0 = f(offset + scale·z).
-    /// - `generator`: x0 = offset + G(z₁) + scale·exp(log_scale)·z₂ with G = 0 and log_scale = 0 at the start.
+    /// - `generator`: x0 = offset + G(z₁) + scale·exp(log_scale)·z₂ with G = 0 and log_scale = 0 at the
+    ///   start.
     pub fn forward(&self, weights: &Weights, z: &Tensor) -> Tensor {
         let (scale, offset) = (self.spec.initial_scale, self.spec.initial_offset);
         match &self.trunk {

@@ -21,12 +21,14 @@ pub struct ScoreSpec {
     pub width: i64,
     /// Hidden layers of an `mlp`.
     pub depth: usize,
-    /// Length scale of the samples: an `mlp` sees x / scale and starts as the score of N(offset, scale² I); a `unet` that does
-    /// not start from an energy's network passes x through in proportion to scale² / (scale² + sigma²).
+    /// Length scale of the samples: an `mlp` sees x / scale and starts as the score of N(offset, scale² I); a
+    /// `unet` that does not start from an energy's network passes x through in proportion to scale² / (scale²
+    /// + sigma²).
     pub scale: f64,
     /// Mean of the samples at the start.
     pub offset: f64,
-    /// Whether D starts as a denoiser already (a copy of an energy's network), so that it needs no pass-through.
+    /// Whether D starts as a denoiser already (a copy of an energy's network), so that it needs no
+    /// pass-through.
     pub starts_as_denoiser: bool,
 }
 

@@ -9,9 +9,9 @@ use super::parameters::{Layout, Weights};
 /// Two halvings, a fully connected bottleneck, two doublings with a skip connection in between; SiLU, no
 /// normalisation (smooth everywhere, so energies built from it are twice differentiable).
 ///
-/// With `width` w: `[B, C, H, W] -> w × H/2 -> 2w × H/4 -> 128 -> 128 -> 2w × H/4 -> w × H/2 -> [B, C, H, W]`.
-/// A noise-conditional network adds a bias from an embedding of log sigma at three places; its last layer
-/// starts at zero, so a conditional copy of an unconditional network starts as the same function.
+/// With `width` w: `[B, C, H, W] -> w × H/2 -> 2w × H/4 -> 128 -> 128 -> 2w × H/4 -> w × H/2 -> [B, C, H,
+/// W]`. A noise-conditional network adds a bias from an embedding of log sigma at three places; its last
+/// layer starts at zero, so a conditional copy of an unconditional network starts as the same function.
 #[derive(Debug)]
 pub struct UNet {
     enter: Conv,
@@ -32,7 +32,8 @@ pub struct UNet {
 const BOTTLENECK: i64 = 128;
 
 impl UNet {
-    /// A network for images `[channels, height, width]` (multiples of 4) with `features` channels at half size.
+    /// A network for images `[channels, height, width]` (multiples of 4) with `features` channels at half
+    /// size.
     pub fn new(layout: &mut Layout, shape: [i64; 3], features: i64, is_conditional: bool) -> Self {
         let [channels, height, width] = shape;
         let flat = 2 * features * (height / 4) * (width / 4);

@@ -177,7 +177,8 @@ impl Panel {
 /// Ratio of the values from which on an axis is logarithmic.
 const LINEAR_UP_TO: f64 = 30.0;
 
-/// The range in which nearly all values lie, so that a spike of the first iterations does not flatten the rest.
+/// The range in which nearly all values lie, so that a spike of the first iterations does not flatten the
+/// rest.
 fn central(sorted: &[f64]) -> (f64, f64) {
     let at = |fraction: f64| sorted[((sorted.len() - 1) as f64 * fraction).round() as usize];
     (at(0.005), at(0.995))

@@ -17,7 +17,8 @@ pub fn band(points: &[Point]) -> (Vec<Point>, Vec<Point>) {
     points.chunks(length).filter_map(stretch).unzip()
 }
 
-/// Running median, which unlike a mean forgets a single spike, and the mean of its neighbours to round its steps.
+/// Running median, which unlike a mean forgets a single spike, and the mean of its neighbours to round its
+/// steps.
 pub fn smoothed(points: &[Point]) -> Vec<Point> {
     let width = points.len() / 30;
     let step = points.len().div_ceil(MOST_COLUMNS).max(1);
@@ -31,8 +32,8 @@ pub fn smoothed(points: &[Point]) -> Vec<Point> {
 
 /// `summary` of a window around every `step`-th point, with `half` points on each side.
 ///
-/// Near the ends the window narrows on both sides, since a lopsided one would bend a sloping curve; where it would
-/// be narrower than a third there is no point.
+/// Near the ends the window narrows on both sides, since a lopsided one would bend a sloping curve; where it
+/// would be narrower than a third there is no point.
 fn windows(points: &[Point], half: usize, step: usize, summary: impl Fn(&mut [f64]) -> f64) -> Vec<Point> {
     let Some(last) = points.len().checked_sub(1) else {
         return Vec::new();

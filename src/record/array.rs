@@ -122,7 +122,8 @@ fn existing(group: &Group, name: &str, shape: &[usize]) -> Result<Option<Dataset
 pub fn remove(group: &Group, dataset: &Dataset, name: &str) -> Result<()> {
     for scale in group.datasets()? {
         for axis in 0..dataset.ndim() {
-            // Detaching a scale that is not attached to this axis fails, and that is the answer to the question.
+            // Detaching a scale that is not attached to this axis fails, and that is the answer to the
+            // question.
             let _ = scale::detach_scale(dataset, &scale, axis);
         }
     }

@@ -9,9 +9,9 @@ use hdf5::{File, FileBuilder};
 /// How run files are opened.
 ///
 /// The format of HDF5 1.8: from 1.10 on, the superblock has a flag "open for writing" which stays set when a
-/// process is killed and then forbids opening. No file locks: they fail on some network file systems, and they
-/// would forbid reading the log of a running job. No cache of chunks: rows come in batches already, and raw data
-/// that goes straight to the file is refused by a full disk before any of HDF5's tables has changed.
+/// process is killed and then forbids opening. No file locks: they fail on some network file systems, and
+/// they would forbid reading the log of a running job. No cache of chunks: rows come in batches already, and
+/// raw data that goes straight to the file is refused by a full disk before any of HDF5's tables has changed.
 pub fn options() -> FileBuilder {
     let mut options = FileBuilder::new();
     options.with_fapl(|access| {

@@ -1,4 +1,5 @@
-//! The HDF5 run file: what a run leaves behind, written by rank 0 and read by plots, `h5py`, xarray and ArviZ.
+//! The HDF5 run file: what a run leaves behind, written by rank 0 and read by plots, `h5py`, xarray and
+//! ArviZ.
 //!
 //! Every dataset carries `units` and `description`, and every axis has an attached dimension scale, so each
 //! group opens as an xarray dataset and the whole file as ArviZ inference data. Nothing is written between
@@ -23,8 +24,8 @@ pub use samples_file::write_samples_file;
 pub struct Column {
     /// Name of the dataset in its group.
     pub name: &'static str,
-    /// Physical or statistical units; `1` for a pure number, `s` for seconds (a spelt-out time unit is refused,
-    /// because xarray would turn the numbers into durations).
+    /// Physical or statistical units; `1` for a pure number, `s` for seconds (a spelt-out time unit is
+    /// refused, because xarray would turn the numbers into durations).
     pub units: &'static str,
     /// One line for the reader of the file.
     pub description: &'static str,

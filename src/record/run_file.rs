@@ -50,8 +50,8 @@ impl RunFile {
         Ok(run)
     }
 
-    /// Opens the file of an earlier process, also of a crashed one, and drops what came after `last_iteration`:
-    /// rows of every group that has an `iteration` column, and later sample sets.
+    /// Opens the file of an earlier process, also of a crashed one, and drops what came after
+    /// `last_iteration`: rows of every group that has an `iteration` column, and later sample sets.
     pub fn resume(path: impl AsRef<Path>, last_iteration: i64) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
         let advice = format!(
@@ -65,7 +65,8 @@ impl RunFile {
         Ok(run)
     }
 
-    /// Adds a row to `group`, whose datasets are created from the first row; later rows have the same columns.
+    /// Adds a row to `group`, whose datasets are created from the first row; later rows have the same
+    /// columns.
     pub fn append(&mut self, group: &str, row: &[(Column, Cell)]) -> Result<()> {
         if !self.series.contains_key(group) {
             self.write(|run| {
@@ -103,7 +104,8 @@ impl RunFile {
         })
     }
 
-    /// Writes a few samples `[n, …]` as `/samples/iteration-000001000`, in place of an earlier set of that name.
+    /// Writes a few samples `[n, …]` as `/samples/iteration-000001000`, in place of an earlier set of that
+    /// name.
     pub fn write_samples(&mut self, iteration: u64, samples: &Tensor) -> Result<()> {
         let mut axes = vec![("sample".to_owned(), "index of the sample".to_owned())];
         axes.extend(event_axes(samples.dim().saturating_sub(1)));
@@ -161,7 +163,8 @@ impl RunFile {
         result.with_context(|| format!("writing {}", path.display()))
     }
 
-    /// The raw data is written before the tables that refer to it, so this is the space the tables have at least.
+    /// The raw data is written before the tables that refer to it, so this is the space the tables have at
+    /// least.
     fn check_space(&self) -> Result<()> {
         // A file system that does not tell its free space is taken at its word when it refuses a write.
         let free = fs4::available_space(&self.path).unwrap_or(u64::MAX);
@@ -205,8 +208,8 @@ impl RunFile {
 impl Drop for RunFile {
     fn drop(&mut self) {
         if self.failed {
-            // Closing would write what HDF5 still caches into a file that misses the rest. The handle is given
-            // away instead, and the file stays as the last successful flush left it.
+            // Closing would write what HDF5 still caches into a file that misses the rest. The handle is
+            // given away instead, and the file stays as the last successful flush left it.
             std::mem::forget(self.file.clone());
         } else if let Err(error) = self.flush() {
             tracing::error!("the last rows were not written: {error:#}");

@@ -20,8 +20,8 @@ const CHAINS: i64 = 4;
 
 /// Writes samples `[n, …]`, in the format that the file's extension names.
 ///
-/// `.npy` holds the array as it is. `.h5` holds `/posterior/x` `[chain, draw, …]`: independent samples have no
-/// chains, so they are cut into 4 equal ones in order when `n` divides by 4, else they make one.
+/// `.npy` holds the array as it is. `.h5` holds `/posterior/x` `[chain, draw, …]`: independent samples have
+/// no chains, so they are cut into 4 equal ones in order when `n` divides by 4, else they make one.
 ///
 /// # Errors
 /// For any other extension, and when the file exists unless `force` is set.

@@ -9,8 +9,8 @@ use crate::model::per_row;
 /// A target whose score may depend on the noise level of each row.
 ///
 /// Tempered, the score at level sigma is (sigma0/sigma)² s_q: the density q^(1/T) with T = (sigma/sigma0)².
-/// For an energy trained over many noise levels with target (x̃ − x)/sigma0² (Li, Chen and Sommer 2019) this is close to
-/// the score of the data with noise sigma, so one energy serves every level.
+/// For an energy trained over many noise levels with target (x̃ − x)/sigma0² (Li, Chen and Sommer 2019) this
+/// is close to the score of the data with noise sigma, so one energy serves every level.
 pub struct TargetAtLevel {
     target: Box<dyn Target>,
     tempered_from: Option<f64>,
@@ -61,7 +61,8 @@ impl TargetAtLevel {
         }
     }
 
-    /// Score s and H·v with v = `direction`(s), both at levels `sigma` `[B]`; see [`Target::score_and_product`].
+    /// Score s and H·v with v = `direction`(s), both at levels `sigma` `[B]`; see
+    /// [`Target::score_and_product`].
     pub fn score_and_product(
         &self,
         x: &Tensor,

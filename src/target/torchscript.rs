@@ -17,8 +17,8 @@ impl TorchScriptTarget {
     /// Loads a module and tries it on two samples.
     ///
     /// # Errors
-    /// If the file is missing or no module, or the module does not return one finite f32 number a sample, or cannot be
-    /// differentiated twice.
+    /// If the file is missing or no module, or the module does not return one finite f32 number a sample, or
+    /// cannot be differentiated twice.
     pub fn load(path: &Path, shape: &[i64], device: Device) -> Result<Self, TargetError> {
         let invalid = |found: String| {
             TargetError::Invalid(format!(

@@ -20,8 +20,8 @@ impl Average {
 
     /// Takes in the values after an update that saw `batch` samples; `seen` samples were seen in all.
     ///
-    /// The half-life is in samples, so it does not depend on the batch, and it is at most a tenth of the samples seen,
-    /// so that the average forgets its start (both as in Karras et al. 2022).
+    /// The half-life is in samples, so it does not depend on the batch, and it is at most a tenth of the
+    /// samples seen, so that the average forgets its start (both as in Karras et al. 2022).
     pub fn update(&self, latest: &Parameters, batch: f64, seen: f64) {
         let half_life = self.half_life_samples.min(0.1 * seen);
         let weight = if half_life > 0.0 { 1.0 - 0.5f64.powf(batch / half_life) } else { 1.0 };

@@ -12,9 +12,9 @@ use crate::rng::{Shards, Stream};
 
 /// Fits an energy to `images` `[N, C, H, W]` in [0, 1] and returns the network with its averaged weights.
 ///
-/// Loss of a row: |sigma0² ∇E(x + sigma·n) − sigma·n|²/sigma², sigma log-uniform in the band and stratified over the
-/// batch, so that ∇E(x̃) ≈ (x̃ − x)/sigma0² at every level (Li, Chen and Sommer 2019, arXiv 1910.07762). `report` is called on
-/// every rank after each update.
+/// Loss of a row: |sigma0² ∇E(x + sigma·n) − sigma·n|²/sigma², sigma log-uniform in the band and stratified
+/// over the batch, so that ∇E(x̃) ≈ (x̃ − x)/sigma0² at every level (Li, Chen and Sommer 2019, arXiv
+/// 1910.07762). `report` is called on every rank after each update.
 ///
 /// # Errors
 /// If the loss is not finite, a collective fails, or `report` fails.

@@ -13,8 +13,8 @@ use crate::rng::{Shards, Stream};
 /// Largest shift of a training image in pixels, in each direction.
 const SHIFT: i64 = 2;
 
-/// Fits a LeNet-5 to `images` `[N, 1, 28, 28]` in [0, 1] and `labels` `[N]` by cross-entropy, on images shifted by up
-/// to two pixels; returns its averaged weights.
+/// Fits a LeNet-5 to `images` `[N, 1, 28, 28]` in [0, 1] and `labels` `[N]` by cross-entropy, on images
+/// shifted by up to two pixels; returns its averaged weights.
 ///
 /// # Errors
 /// If the loss is not finite, a collective fails, or `report` fails.

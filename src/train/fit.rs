@@ -16,8 +16,8 @@ use crate::config::FitSection;
 use crate::model::{Layout, Parameters, Weights};
 use crate::rng::Stream;
 
-/// Minimises `loss`, a function of tracked weights and of the update's number that returns this rank's part of
-/// the global mean, with Adam; returns the averaged weights.
+/// Minimises `loss`, a function of tracked weights and of the update's number that returns this rank's part
+/// of the global mean, with Adam; returns the averaged weights.
 pub(super) fn fit(
     settings: &FitSection,
     seed: u64,

@@ -31,7 +31,8 @@ pub fn reduce(world: &World, gradients: &[&Tensor], statistics: &[&Tensor]) -> R
     Ok(Reduced { gradients, statistics })
 }
 
-/// Norm of a gradient, after scaling it down in place to at most `limit` (0: no limit). The norm is from before.
+/// Norm of a gradient, after scaling it down in place to at most `limit` (0: no limit). The norm is from
+/// before.
 pub(super) fn clip(gradient: &Tensor, limit: f64) -> f64 {
     let norm = gradient.norm().double_value(&[]);
     if limit > 0.0 && norm > limit {

@@ -237,8 +237,8 @@ impl<'a> Trainer<'a> {
         Ok((score, sampler, reduced.statistics[2] > 0.0))
     }
 
-    /// Evaluates the field at `x0` `[B, …]` and pulls it back through the sampler: the flat gradient `[P]` and the loss of
-    /// this rank's rows, both divided by the global batch.
+    /// Evaluates the field at `x0` `[B, …]` and pulls it back through the sampler: the flat gradient `[P]`
+    /// and the loss of this rank's rows, both divided by the global batch.
     fn pull_back(&self, state: &mut State, x0: &Tensor, at: &Perturbed, score: &ScoreAt) -> (Tensor, Tensor) {
         let batch = self.plan.file.train.batch as f64;
         let network = (&self.networks.score, state.score.frozen());
@@ -255,8 +255,8 @@ fn stop_flag(stop: &Stop, device: Device) -> Tensor {
     Tensor::from(if stop.load(Ordering::Relaxed) { 1f32 } else { 0f32 }).to_device(device)
 }
 
-/// Every rank makes the same updates from the same sums, so all hold the same bits; a rank that does not has a hardware
-/// or library fault, and nothing it computes can be trusted.
+/// Every rank makes the same updates from the same sums, so all hold the same bits; a rank that does not has
+/// a hardware or library fault, and nothing it computes can be trusted.
 fn same_on_all_ranks(world: &World, state: &State) -> Result<(), TrainError> {
     let hashes = world.gather_strings(&state.parameters_sha256());
     match hashes.iter().position(|hash| *hash != hashes[0]) {

@@ -156,7 +156,8 @@ impl State {
     }
 }
 
-/// The settings that must not change between the parts of a run: with others it would be another run under the same name.
+/// The settings that must not change between the parts of a run: with others it would be another run under
+/// the same name.
 fn identity(plan: &Plan) -> [(&'static str, String); 10] {
     let file = &plan.file;
     let json = |section: serde_json::Result<String>| section.expect("a section is plain data");

@@ -118,8 +118,8 @@ pub fn run_body(ranks: usize, body: &str, environment: &[(&str, &str)]) -> Finis
 
 /// Runs `body` on several ranks, all of which must pass.
 ///
-/// The exit code says so: one failing rank makes mpirun's non-zero. Lines of the ranks may be cut up in each other, so they are
-/// not counted; that the body ran at all shows in the first.
+/// The exit code says so: one failing rank makes mpirun's non-zero. Lines of the ranks may be cut up in each
+/// other, so they are not counted; that the body ran at all shows in the first.
 #[track_caller]
 pub fn assert_all_passed(ranks: usize, body: &str) {
     let job = run_body(ranks, body, &[]);
