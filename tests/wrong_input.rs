@@ -143,7 +143,7 @@ fn truncated_and_altered_weights_are_recognised() {
     let middle = altered.len() / 2;
     altered[middle] ^= 1; // one flipped bit
     fs::write(&file, &altered).unwrap();
-    refused(&bench.train_on_energy(&file), &["damaged", "SHA-256"]);
+    refused(&bench.train_on_energy(&file), &["damaged", "SHA-256 of its tensors"]);
 }
 
 #[test]
@@ -183,13 +183,14 @@ fn data_with_another_hash_are_refused() {
     let bench = Bench::new();
     let data = bench.path("mnist");
     fs::create_dir(&data).unwrap();
-    for name in [
-        "train-images-idx3-ubyte",
-        "train-labels-idx1-ubyte",
-        "t10k-images-idx3-ubyte",
-        "t10k-labels-idx1-ubyte",
+    // Files of the right sizes, all zero.
+    for (name, bytes) in [
+        ("train-images-idx3-ubyte", 47_040_016),
+        ("train-labels-idx1-ubyte", 60_008),
+        ("t10k-images-idx3-ubyte", 7_840_016),
+        ("t10k-labels-idx1-ubyte", 10_008),
     ] {
-        fs::write(data.join(name), b"not these bytes").unwrap();
+        fs::File::create(data.join(name)).unwrap().set_len(bytes).unwrap();
     }
     let (setting, run) = (format!("train.data={}", data.display()), bench.path("run"));
     let run_name = run.to_str().unwrap();
@@ -211,7 +212,7 @@ fn a_flipped_bit_in_the_description_of_weights_is_recognised_too() {
     altered[digit] = b'2';
     let file = bench.path("weights.safetensors");
     fs::write(&file, &altered).unwrap();
-    refused(&bench.train_on_energy(&file), &["damaged", "metadata_sha256"]);
+    refused(&bench.train_on_energy(&file), &["damaged", "SHA-256 of its metadata"]);
 }
 
 #[test]
@@ -255,10 +256,8 @@ fn run_directory_that_cannot_be_made_is_refused() {
     // Below a file, no directory can be made, whoever asks (root may write anywhere else).
     let bench = Bench::new();
     fs::write(bench.path("run"), "a file").unwrap();
-    refused(
-        &bench.train("configs/quick.toml", &["--run", bench.path("run/below").to_str().unwrap()]),
-        &["cannot make"],
-    );
+    let below = bench.path("run/below");
+    refused(&dft(&["train", "configs/quick.toml", "--run", below.to_str().unwrap()]), &["cannot make"]);
 }
 
 #[test]

@@ -107,10 +107,16 @@ impl WeightsFile {
         let found = checksum(views.iter().map(|(name, view)| (name, view.data())));
         let sorted: BTreeMap<_, _> = metadata.iter().filter(|(key, _)| *key != METADATA_CHECKSUM).collect();
         let found_metadata = checksum(sorted.iter().map(|(key, value)| (*key, value.as_bytes())));
-        for (key, found) in [(CHECKSUM, &found), (METADATA_CHECKSUM, &found_metadata)] {
+        for (key, what, found) in
+            [(CHECKSUM, "tensors", &found), (METADATA_CHECKSUM, "metadata", &found_metadata)]
+        {
             match metadata.get(key) {
                 Some(wanted) if wanted == found => {}
-                Some(wanted) => return Err(damaged(format!("{key} should be {wanted} and is {found}"))),
+                Some(wanted) => {
+                    return Err(damaged(format!(
+                        "the SHA-256 of its {what} should be {wanted} and is {found}"
+                    )));
+                }
                 None => {
                     return Err(damaged(format!("its metadata have no {key}, which this program writes")));
                 }
