@@ -106,6 +106,10 @@ fn the_whole_path_from_data_to_pictures_runs_on_two_ranks() {
         );
     }
     assert_eq!(rows[3]["target_evaluations_per_sample"], 4); // three steps and one to denoise
+    // The same table is in the run file, beside the hash of what it was measured on.
+    let record = RunReader::open(Path::new(&run).join("run.h5")).unwrap();
+    assert_eq!(record.series("comparison", "target_evaluations_per_sample").unwrap(), [0.0, 0.0, 3.0, 4.0]);
+    assert_eq!(summary["extractor"]["name"], "LeNet-5, 84 features");
 
     on_two_ranks(&["sample", &run, "-n", "20", "-o", &samples]);
     on_two_ranks(&["plot", &run]);

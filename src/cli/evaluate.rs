@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets};
-use tch::Tensor;
+use tch::{Device, Tensor};
 use tracing::{info, warn};
 
 use super::arguments::Evaluate;
@@ -115,8 +115,8 @@ fn timed_score(
     let scores = measure.score("", world, |chunk, rows| {
         let started = Instant::now();
         let samples = draw(chunk, rows);
-        if world.device.is_cuda() {
-            tch::Cuda::synchronize(0);
+        if let Device::Cuda(ordinal) = world.device {
+            tch::Cuda::synchronize(ordinal as i64);
         }
         seconds += started.elapsed().as_secs_f64();
         samples
@@ -225,27 +225,29 @@ fn record_comparison(run: &Path, summary: &Summary) -> Result<()> {
     record.remove("comparison")?;
     let names: Vec<&str> = summary.comparison.iter().map(|row| row.sampler.as_str()).collect();
     for (number, row) in summary.comparison.iter().enumerate() {
-        let column = |name: &'static str, units, description| Column { name, units, description };
         let mut cells = vec![
-            (column("iteration", "1", "iterations of the sampler"), Cell::from(summary.iterations)),
+            (Column::new("iteration", "1", "iterations of the sampler"), Cell::from(summary.iterations)),
             (
-                column("row", "1", "row of the table, from 0; named in the attribute `rows`"),
+                Column::new("row", "1", "row of the table, from 0; named in the attribute `rows`"),
                 Cell::from(number as u64),
             ),
             (
-                column(
+                Column::new(
                     "target_evaluations_per_sample",
                     "1",
                     "evaluations of the target's gradient for one sample",
                 ),
                 Cell::from(row.target_evaluations_per_sample),
             ),
-            (column("seconds", "s", "time to draw all samples on all ranks"), Cell::from(row.seconds)),
+            (Column::new("seconds", "s", "time to draw all samples on all ranks"), Cell::from(row.seconds)),
         ];
         for (name, score) in &row.metrics {
             let [value, floor] = [name.clone(), format!("{name}_floor")].map(|name| &*name.leak());
-            cells.push((column(value, "1", "score of the samples"), score.value.into()));
-            cells.push((column(floor, "1", "the same score of as many real samples"), score.floor.into()));
+            cells.push((Column::new(value, "1", "score of the samples"), score.value.into()));
+            cells.push((
+                Column::new(floor, "1", "the same score of as many real samples"),
+                score.floor.into(),
+            ));
         }
         record.append("comparison", &cells)?;
     }

@@ -66,18 +66,20 @@ impl FitRun {
         self.progress.set(row.iteration, || format!("loss {recent:.3}"));
         let Some((_, record)) = &mut self.directory else { return Ok(()) };
         if row.iteration.is_multiple_of(ROW_EVERY) || row.iteration == self.iterations {
-            let column = |name, units, description| Column { name, units, description };
             record.append(
                 "train",
                 &[
-                    (column("iteration", "1", "updates done"), Cell::from(row.iteration)),
-                    (column("wall_seconds", "s", "seconds since the start"), Cell::from(row.wall_seconds)),
-                    (column("loss", "1", "mean loss over the global batch"), Cell::from(row.loss)),
+                    (Column::new("iteration", "1", "updates done"), Cell::from(row.iteration)),
                     (
-                        column("gradient_norm", "1", "norm of the gradient before clipping"),
+                        Column::new("wall_seconds", "s", "seconds since the start"),
+                        Cell::from(row.wall_seconds),
+                    ),
+                    (Column::new("loss", "1", "mean loss over the global batch"), Cell::from(row.loss)),
+                    (
+                        Column::new("gradient_norm", "1", "norm of the gradient before clipping"),
                         Cell::from(row.gradient_norm),
                     ),
-                    (column("learning_rate", "1", "step size of Adam"), Cell::from(row.learning_rate)),
+                    (Column::new("learning_rate", "1", "step size of Adam"), Cell::from(row.learning_rate)),
                 ],
             )?;
         }

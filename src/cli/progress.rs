@@ -1,10 +1,10 @@
 //! What a person sees while a command works: log lines, and a progress bar on a terminal.
 
-use std::io::IsTerminal;
-use std::sync::OnceLock;
+use std::io::{self, IsTerminal, Write};
+use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tracing::info;
 use tracing_subscriber::EnvFilter;
 
@@ -16,14 +16,30 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 /// The format that this process logs in; set once, by [`start_log`].
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 
+/// The bar on the terminal, known to the log so that its lines do not run into it.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
+
+/// Standard error, with the bar taken away for the moment of writing.
+struct AboveTheBar;
+
+impl Write for AboveTheBar {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        BARS.suspend(|| io::stderr().write(line))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
 /// Starts logging to standard error. `DFT_LOG` can ask for more than the default level, e.g. `DFT_LOG=debug`.
 pub fn start_log(format: LogFormat) {
     let filter = EnvFilter::try_from_env("DFT_LOG").unwrap_or_else(|_| EnvFilter::new("dft=info"));
     let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| AboveTheBar).with_target(false);
     match FORMAT.get_or_init(|| format) {
         LogFormat::Json => log.json().flatten_event(true).init(),
-        LogFormat::Text => log.without_time().with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Text => log.without_time().with_ansi(io::stderr().is_terminal()).init(),
     }
 }
 
@@ -47,7 +63,7 @@ enum Display {
 impl Progress {
     /// Starts at `done` of `total` steps. `is_shown` on one rank only.
     pub fn new(what: &'static str, done: u64, total: u64, is_shown: bool) -> Self {
-        let is_for_people = FORMAT.get() == Some(&LogFormat::Text) && std::io::stderr().is_terminal();
+        let is_for_people = FORMAT.get() == Some(&LogFormat::Text) && io::stderr().is_terminal();
         let display = match (is_shown, is_for_people) {
             (false, _) => Display::Silent,
             (true, false) => Display::Lines,
@@ -55,7 +71,7 @@ impl Progress {
                 let style = ProgressStyle::with_template(
                     "{prefix} {wide_bar:.cyan/dim} {pos}/{len} · {per_sec} · {eta} left · {msg}",
                 );
-                let bar = ProgressBar::new(total).with_prefix(what).with_position(done);
+                let bar = BARS.add(ProgressBar::new(total)).with_prefix(what).with_position(done);
                 if let Ok(style) = style {
                     bar.set_style(style.progress_chars("━━─"));
                 }

@@ -50,28 +50,28 @@ pub fn target_name(target: &TargetSection) -> &'static str {
     }
 }
 
-fn column(name: &'static str, units: &'static str, description: &'static str) -> Column {
-    Column { name, units, description }
-}
-
 /// One iteration, in `/train`.
 pub fn record_iteration(record: &mut RunFile, row: &Row) -> Result<()> {
     let row = [
-        (column("iteration", "1", "iterations done"), row.iteration.into()),
+        (Column::new("iteration", "1", "iterations done"), row.iteration.into()),
         (
-            column("wall_seconds", "s", "seconds of training, earlier parts of a resumed run included"),
+            Column::new("wall_seconds", "s", "seconds of training, earlier parts of a resumed run included"),
             row.wall_seconds.into(),
         ),
         (
-            column("score_loss", "1", "mean weighted denoising loss of the score network, last update"),
+            Column::new("score_loss", "1", "mean weighted denoising loss of the score network, last update"),
             row.score_loss.into(),
         ),
         (
-            column("sampler_loss", "1", "mean denoising Fisher loss of the samples, weighted like the field"),
+            Column::new(
+                "sampler_loss",
+                "1",
+                "mean denoising Fisher loss of the samples, weighted like the field",
+            ),
             row.sampler_loss.into(),
         ),
         (
-            column(
+            Column::new(
                 "score_gradient_norm",
                 "1",
                 "norm of the score network's gradient before clipping, last update",
@@ -79,15 +79,19 @@ pub fn record_iteration(record: &mut RunFile, row: &Row) -> Result<()> {
             row.score_gradient_norm.into(),
         ),
         (
-            column("sampler_gradient_norm", "1", "norm of the sampler's gradient before clipping"),
+            Column::new("sampler_gradient_norm", "1", "norm of the sampler's gradient before clipping"),
             row.sampler_gradient_norm.into(),
         ),
         (
-            column("sigma", "units of the target", "geometric mean of the band of noise levels"),
+            Column::new("sigma", "units of the target", "geometric mean of the band of noise levels"),
             row.sigma.into(),
         ),
         (
-            column("target_evaluations", "1", "evaluations of the target's gradient so far, over all ranks"),
+            Column::new(
+                "target_evaluations",
+                "1",
+                "evaluations of the target's gradient so far, over all ranks",
+            ),
             row.target_evaluations.into(),
         ),
     ];
@@ -105,14 +109,14 @@ pub fn record_evaluation(
     iteration: u64,
     metrics: &BTreeMap<String, Score>,
 ) -> Result<()> {
-    let mut row = vec![(column("iteration", "1", "iterations done"), Cell::from(iteration))];
+    let mut row = vec![(Column::new("iteration", "1", "iterations done"), Cell::from(iteration))];
     for (name, score) in metrics {
         let (value, floor) = (leaked(name.clone()), leaked(format!("{name}_floor")));
-        row.push((column(value, "1", "score of the averaged sampler"), score.value.into()));
-        row.push((column(floor, "1", "the same score of as many real samples"), score.floor.into()));
+        row.push((Column::new(value, "1", "score of the averaged sampler"), score.value.into()));
+        row.push((Column::new(floor, "1", "the same score of as many real samples"), score.floor.into()));
     }
     if let Some(score) = metrics.values().next() {
-        row.push((column("samples", "1", "number of samples"), score.samples.into()));
+        row.push((Column::new("samples", "1", "number of samples"), score.samples.into()));
     }
     record.append("evaluation", &row)
 }
@@ -130,9 +134,12 @@ pub fn record_moments(
     record.append(
         "fid",
         &[
-            (column("iteration", "1", "iterations done"), Cell::from(iteration)),
-            (column("value", "1", "Fréchet distance of the features to the reference"), score.value.into()),
-            (column("floor", "1", "the same distance for as many real samples"), score.floor.into()),
+            (Column::new("iteration", "1", "iterations done"), Cell::from(iteration)),
+            (
+                Column::new("value", "1", "Fréchet distance of the features to the reference"),
+                score.value.into(),
+            ),
+            (Column::new("floor", "1", "the same distance for as many real samples"), score.floor.into()),
         ],
     )?;
     let (name, sha256) = extractor.identity();
@@ -143,13 +150,13 @@ pub fn record_moments(
     let features = moments.mean().size()[0] as usize;
     record.append_array(
         "fid",
-        column("mu", "1", "mean of the features"),
+        Column::new("mu", "1", "mean of the features"),
         &values(&moments.mean())?,
         &[features],
     )?;
     record.append_array(
         "fid",
-        column("sigma", "1", "covariance of the features"),
+        Column::new("sigma", "1", "covariance of the features"),
         &values(&moments.covariance())?,
         &[features, features],
     )

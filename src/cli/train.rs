@@ -66,6 +66,8 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
         if world.is_root() {
             warn!("stopped by a signal at iteration {}; --resume goes on from there", state.iteration);
         }
+        // A launcher ends the other ranks at the first exit code that is not 0: leave together.
+        session.work(world.collective().barrier())?;
         return Err(Exit(STOPPED));
     }
     if first == plan.file.train.iterations {

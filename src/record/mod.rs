@@ -31,6 +31,13 @@ pub struct Column {
     pub description: &'static str,
 }
 
+impl Column {
+    /// A column of this name, with its units and one line about it.
+    pub const fn new(name: &'static str, units: &'static str, description: &'static str) -> Self {
+        Column { name, units, description }
+    }
+}
+
 /// One entry of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Cell {
