@@ -294,6 +294,29 @@ fn sigterm_writes_a_checkpoint_and_the_resumed_run_has_the_same_bits() {
 }
 
 #[test]
+fn a_stop_during_the_warm_up_is_a_checkpoint_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let [whole, stopped] = ["whole", "stopped"].map(|name| directory.path().join(name));
+    let settings = ["train.warmup_updates=1500"];
+    succeed(quick(solo(), &whole, &settings));
+    let mut child =
+        quick(solo(), &stopped, &settings).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let started = Instant::now();
+    while !stopped.join("run.h5").exists() {
+        assert!(started.elapsed() < LIMIT, "no run file within {LIMIT:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Signals are watched for before the run file is made, and the warm-up takes seconds from there.
+    Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(75));
+    assert!(stopped.join("checkpoints/iteration-000000000.safetensors").exists());
+    let mut resumed = quick(solo(), &stopped, &settings);
+    resumed.arg("--resume");
+    succeed(resumed);
+    assert_eq!(sha256(&whole), sha256(&stopped));
+}
+
+#[test]
 fn divergence_ends_all_ranks_with_code_three_and_one_message() {
     let directory = tempfile::tempdir().unwrap();
     let run = directory.path().join("run");

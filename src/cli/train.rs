@@ -48,8 +48,8 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
             ))
         })?;
     }
-    let record = session.prepare_on_root(|| start_record(&path, world, &plan, &state))?;
     let stop = session.prepare(watch_signals())?;
+    let record = session.prepare_on_root(|| start_record(&path, world, &plan, &state))?;
     if world.is_root() {
         print_plan(&plan, world, &networks, &state, &path);
     }

@@ -37,8 +37,14 @@ impl Networks {
     pub fn build(plan: &Plan, device: Device) -> Result<Self, SetupError> {
         let file = &plan.file;
         let starts = [file.sampler.start, file.score.start];
-        let energy = match (&file.target, starts.contains(&Start::Energy)) {
-            (TargetSection::Energy { file, .. }, true) => Some(EnergyTarget::load(file, device)?),
+        let (target, energy_parameters) = match (&file.target, starts.contains(&Start::Energy)) {
+            (TargetSection::Energy { file, tempered }, true) => {
+                let energy = EnergyTarget::load(file, device)?;
+                check_copy(plan, &energy)?;
+                let parameters = energy.parameters().duplicate();
+                let level = tempered.then(|| energy.sigma0());
+                (TargetAtLevel::new(Box::new(energy), level), Some(parameters))
+            }
             (_, true) => {
                 return Err(SetupError::Network(
                     "start = \"energy\" copies an energy's own network, and this target has none; set target.kind = \
@@ -46,12 +52,8 @@ impl Networks {
                         .into(),
                 ));
             }
-            (_, false) => None,
+            (section, false) => (TargetAtLevel::load(section, device)?, None),
         };
-        if let Some(energy) = &energy {
-            check_copy(plan, energy)?;
-        }
-        let target = TargetAtLevel::load(&file.target, device)?;
         let shape = target.target().shape().to_vec();
         let sampler = SamplerNetwork::new(&SamplerSpec {
             kind: file.sampler.kind,
@@ -73,7 +75,6 @@ impl Networks {
             starts_as_denoiser: file.score.start == Start::Energy,
         })
         .map_err(SetupError::Network)?;
-        let energy_parameters = energy.map(|energy| energy.parameters().duplicate());
         Ok(Networks { target, sampler, score, energy_parameters })
     }
 }

@@ -58,6 +58,11 @@ pub fn run(
     while state.iteration == 0 && state.score_updates < settings.warmup_updates {
         let update = trainer.score_update(state, 0.0)?;
         observer.observe(&Event::Warmup(state.score_updates, settings.warmup_updates, update.loss))?;
+        // An exchange of its own: in the loop below the wish to stop travels with the gradient.
+        if world.any(stop.load(Ordering::Relaxed)) {
+            save(plan, world, state, observer, checkpoints)?;
+            return Ok(Outcome::Stopped);
+        }
     }
 
     while state.iteration < settings.iterations {
@@ -103,19 +108,30 @@ pub fn run(
             observer.observe(&Event::Evaluation(state))?;
         }
         if is_last || is_stop_asked || state.iteration.is_multiple_of(plan.file.checkpoint.every) {
-            same_on_all_ranks(world, state)?;
-            observer.observe(&Event::Checkpoint(state.iteration))?;
-            if world.is_root() {
-                state.save(&checkpoints.join(checkpoint::file_name(state.iteration)), plan)?;
-                checkpoint::prune(checkpoints, plan.file.checkpoint.keep).map_err(anyhow::Error::from)?;
-            }
-            world.collective().barrier()?;
+            save(plan, world, state, observer, checkpoints)?;
         }
         if is_stop_asked && !is_last {
             return Ok(Outcome::Stopped);
         }
     }
     Ok(Outcome::Done)
+}
+
+/// Writes a checkpoint once all ranks are known to hold the same, and returns on all ranks when it is on disk.
+fn save(
+    plan: &Plan,
+    world: &World,
+    state: &State,
+    observer: &mut dyn Observer,
+    checkpoints: &Path,
+) -> Result<(), TrainError> {
+    same_on_all_ranks(world, state)?;
+    observer.observe(&Event::Checkpoint(state.iteration))?;
+    if world.is_root() {
+        state.save(&checkpoints.join(checkpoint::file_name(state.iteration)), plan)?;
+        checkpoint::prune(checkpoints, plan.file.checkpoint.keep).map_err(anyhow::Error::from)?;
+    }
+    Ok(world.collective().barrier()?)
 }
 
 /// Everything an update needs that does not change.
