@@ -16,22 +16,14 @@ fn main() {
     // Naming any file turns off cargo's default of watching the whole package.
     println!("cargo:rerun-if-changed=build.rs");
     let libtorch = libtorch();
-    let mpi = mpi();
     let mut run_path = vec![libtorch.join("lib")];
     run_path.extend(cuda_library_directories(&libtorch));
-    run_path.extend(mpi.library_directories);
+    run_path.extend(mpi_library_directories());
     for directory in run_path {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", directory.display());
     }
     fact("DFT_COMMIT", &commit());
-    fact("DFT_BUILD_TARGET", &env::var("TARGET").unwrap_or_else(|_| "unknown".to_owned()));
-    fact(
-        "DFT_BUILD_RUSTC",
-        &first_line(Command::new(env::var_os("RUSTC").unwrap_or("rustc".into())).arg("-V")),
-    );
     fact("DFT_BUILD_LIBTORCH", &libtorch_version(&libtorch));
-    // Empty unless MPI is a relocated Open MPI, which a process started without mpirun finds only by OPAL_PREFIX.
-    fact("DFT_BUILD_OPAL_PREFIX", &mpi.opal_prefix);
 }
 
 /// The directory that torch-sys links from; ends the build with directions if nobody set it.
@@ -75,13 +67,8 @@ fn libtorch_version(libtorch: &Path) -> String {
     if version.is_empty() { "unknown".to_owned() } else { version.trim_matches(['\'', '"']).to_owned() }
 }
 
-struct Mpi {
-    library_directories: Vec<PathBuf>,
-    opal_prefix: String,
-}
-
 /// Asks the same compiler wrapper as mpi-sys does, so that the library linked is the library found at run time.
-fn mpi() -> Mpi {
+fn mpi_library_directories() -> Vec<PathBuf> {
     for name in ["MPICC", "OPAL_PREFIX"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
@@ -106,7 +93,7 @@ fn mpi() -> Mpi {
             library_directories.push(directory);
         }
     }
-    Mpi { library_directories, opal_prefix: env::var("OPAL_PREFIX").unwrap_or_default() }
+    library_directories
 }
 
 /// Short hash of HEAD, or `unknown` outside git. Watches what a commit or a checkout touches; `--git-path` also
@@ -130,14 +117,6 @@ fn git(arguments: &[&str]) -> Option<String> {
     let output = Command::new("git").args(["-c", "safe.directory=*"]).args(arguments).output().ok()?;
     let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
     (output.status.success() && !text.is_empty()).then_some(text)
-}
-
-fn first_line(command: &mut Command) -> String {
-    let output = command.output().map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
-    output
-        .ok()
-        .and_then(|text| text.lines().next().map(str::to_owned))
-        .unwrap_or_else(|| "unknown".to_owned())
 }
 
 fn fact(name: &str, value: &str) {

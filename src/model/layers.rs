@@ -10,8 +10,6 @@ use crate::rng::Generator;
 pub enum Init {
     /// All zero.
     Zero,
-    /// Normal with mean 0 and this standard deviation.
-    Normal(f64),
     /// Uniform in ±`bound`; with bound 1/sqrt(fan-in) this is PyTorch's default for linear and convolution
     /// layers.
     Uniform(f64),
@@ -22,7 +20,6 @@ impl Init {
     pub fn draw(self, shape: &[i64], generator: &mut Generator) -> Tensor {
         match self {
             Init::Zero => Tensor::zeros(shape, (Kind::Float, tch::Device::Cpu)),
-            Init::Normal(deviation) => generator.normal(shape) * deviation,
             Init::Uniform(bound) => (generator.uniform(shape) * 2.0 - 1.0) * bound,
         }
     }

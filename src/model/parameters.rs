@@ -148,24 +148,16 @@ impl Parameters {
         self.layout.len()
     }
 
-    /// Overwrites all values from `flat` `[P]`, in place.
-    pub fn assign(&self, flat: &Tensor) {
-        no_grad(|| self.flat.shallow_clone().copy_(flat));
-    }
-
-    /// Copies each parameter that `other` has under the same name and shape, and returns how many values
-    /// that were. This is how a sampler starts from an energy's own network.
-    pub fn copy_shared_from(&self, other: &Parameters) -> i64 {
-        let mut copied = 0;
+    /// Copies each parameter that `other` has under the same name and shape: how a sampler starts from an
+    /// energy's own network.
+    pub fn copy_shared_from(&self, other: &Parameters) {
         for (entry, view) in self.layout.entries.iter().zip(&self.frozen.0) {
             let twin =
                 other.layout.entries.iter().position(|e| e.name == entry.name && e.shape == entry.shape);
             if let Some(index) = twin {
                 no_grad(|| view.shallow_clone().copy_(&other.frozen.0[index]));
-                copied += view.numel() as i64;
             }
         }
-        copied
     }
 
     /// The parameters by name, on the CPU, for a weights file.
@@ -204,7 +196,7 @@ mod tests {
 
     fn two_parameters() -> Rc<Layout> {
         let mut layout = Layout::default();
-        layout.add("a".into(), &[2, 3], Init::Normal(1.0));
+        layout.add("a".into(), &[2, 3], Init::Uniform(1.0));
         layout.add("b".into(), &[4], Init::Zero);
         Rc::new(layout)
     }
@@ -212,7 +204,7 @@ mod tests {
     #[test]
     fn views_follow_the_flat_buffer() {
         let parameters = Parameters::initialise(&two_parameters(), 0, Stream::Parameters, Device::Cpu);
-        parameters.assign(&Tensor::arange(10, (Kind::Float, Device::Cpu)));
+        no_grad(|| parameters.flat().shallow_clone().copy_(&Tensor::arange(10, (Kind::Float, Device::Cpu))));
         assert_eq!(parameters.tracked().0[1], Tensor::from_slice(&[6f32, 7., 8., 9.]));
         assert_eq!(parameters.frozen().0[0].double_value(&[1, 2]), 5.0);
     }
