@@ -52,13 +52,7 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
     let measure = session.work(inputs.measure(world))?;
 
     // One row of the table after the other; each draws the same number of samples.
-    let mut rows = vec![ComparisonRow {
-        sampler: "real images".to_string(),
-        target_evaluations_per_sample: 0,
-        network_evaluations_per_sample: 0,
-        seconds: 0.0,
-        metrics: measure.floors(),
-    }];
+    let mut rows = vec![row("real images", 0, 0, 0.0, measure.floors())];
     let mut pictures = vec![("real".to_string(), measure.real(PICTURED))];
     let drawn = timed_score(&measure, world, |chunk, rows| {
         let Sampler { network, parameters, output_sigma } = &sampler;

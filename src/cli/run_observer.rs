@@ -14,12 +14,16 @@ use super::run_record::{device_name, record_evaluation, record_iteration, record
 use super::summary::{Score, Summary, command_line};
 use crate::comm::World;
 use crate::config::Plan;
+use crate::metric::chunks;
 use crate::model::WeightsFile;
 use crate::record::RunFile;
 use crate::train::{Event, Networks, Observer, Row, State};
 
 /// Iterations between flushes of the record.
 const FLUSH_EVERY: u64 = 100;
+
+/// Final draws in `/posterior`.
+const POSTERIOR_DRAWS: i64 = 1000;
 
 /// Shows, records and scores a run.
 pub struct RunObserver<'a> {
@@ -167,11 +171,8 @@ impl<'a> RunObserver<'a> {
             ("commit", env!("DFT_COMMIT").to_string()),
         ];
         WeightsFile::save(&directory.file("sampler.safetensors"), &parameters.named(), &metadata)?;
-        let draws: Vec<Tensor> = (0..10)
-            .map(|chunk| {
-                let rows = (chunk, SHOWN);
-                draw_samples(network, parameters, file.run.seed, rows, self.sigma, self.world.device)
-            })
+        let draws: Vec<Tensor> = chunks(POSTERIOR_DRAWS)
+            .map(|at| draw_samples(network, parameters, file.run.seed, at, self.sigma, self.world.device))
             .collect();
         record.write_posterior(&Tensor::cat(&draws, 0).to_device(tch::Device::Cpu).unsqueeze(0))?;
         record.flush()?;

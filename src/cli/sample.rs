@@ -10,11 +10,12 @@ use super::arguments::Sample;
 use super::metrics::draw_samples;
 use super::progress::Progress;
 use super::session::{Exit, Session};
+use crate::metric::chunks;
 use crate::model::{Parameters, SamplerNetwork, SamplerSpec, WeightsFile};
 use crate::record::write_samples_file;
 
-/// Rows drawn at once.
-const CHUNK: i64 = 100;
+/// Samples from which on drawing takes long enough for a progress bar.
+const MANY: u64 = 10_000;
 
 /// A trained sampler.
 pub struct Sampler {
@@ -73,17 +74,16 @@ fn check_output(path: &Path, force: bool) -> Result<()> {
 
 fn draw(arguments: &Sample, sampler: &Sampler, device: Device) -> Tensor {
     let sigma = if arguments.clean { 0.0 } else { sampler.output_sigma };
-    let total = arguments.number as i64;
-    let mut progress = Progress::new("sample", 0, arguments.number, total > 100 * CHUNK);
-    let chunks: Vec<Tensor> = (0..(total + CHUNK - 1) / CHUNK)
-        .map(|chunk| {
-            let rows = CHUNK.min(total - chunk * CHUNK);
-            let at = (chunk as u64, rows);
+    let mut progress = Progress::new("sample", 0, arguments.number, arguments.number > MANY);
+    let mut done = 0;
+    let parts: Vec<Tensor> = chunks(arguments.number as i64)
+        .map(|at| {
             let x = draw_samples(&sampler.network, &sampler.parameters, arguments.seed, at, sigma, device);
-            progress.set((chunk * CHUNK + rows) as u64, String::new);
+            done += at.1 as u64;
+            progress.set(done, String::new);
             x.to_device(Device::Cpu)
         })
         .collect();
     progress.finish();
-    Tensor::cat(&chunks, 0)
+    Tensor::cat(&parts, 0)
 }

@@ -182,3 +182,11 @@ impl std::fmt::Display for Source {
         }
     }
 }
+
+/// A file for tests. SHA-256 of the three bytes `abc` from FIPS 180-2, appendix B.1.
+#[cfg(test)]
+pub(super) const ABC: DataFile = DataFile {
+    name: "abc",
+    bytes: 3,
+    sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+};

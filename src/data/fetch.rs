@@ -161,13 +161,8 @@ mod tests {
     use flate2::write::GzEncoder;
 
     use super::*;
+    use crate::data::dataset::ABC;
 
-    /// SHA-256 of the three bytes `abc`, from FIPS 180-2, appendix B.1.
-    const ABC: DataFile = DataFile {
-        name: "abc",
-        bytes: 3,
-        sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-    };
     const BY_HAND: [Source; 1] = [Source::Directory("")];
 
     fn write_gz(path: &Path, content: &[u8]) {

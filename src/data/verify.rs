@@ -83,13 +83,7 @@ impl<W: Write> Write for Hashing<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// SHA-256 of the three bytes `abc`, from FIPS 180-2, appendix B.1.
-    const ABC: DataFile = DataFile {
-        name: "abc",
-        bytes: 3,
-        sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-    };
+    use crate::data::dataset::ABC;
 
     #[test]
     fn right_content_gets_its_name_and_nothing_else_stays() {

@@ -7,5 +7,5 @@ mod spread;
 
 pub use features::{Extractor, FeaturesError};
 pub use frechet::{Moments, frechet_distance};
-pub use reference::{Reference, chunks_of_rank, exact_samples};
+pub use reference::{Reference, chunks, chunks_of_rank, exact_samples};
 pub use spread::PixelSpread;

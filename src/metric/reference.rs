@@ -22,13 +22,16 @@ pub struct Reference {
     other_half: Tensor,
 }
 
-/// Splits `rows` into fixed chunks and returns (chunk number, rows) of those that belong to this rank: the
-/// same chunks, and so the same samples, on any number of ranks.
+/// Splits `rows` into fixed chunks: (chunk number, rows) of each. Noise belongs to a chunk, so whoever draws the
+/// same chunks draws the same samples.
+pub fn chunks(rows: i64) -> impl Iterator<Item = (u64, i64)> {
+    (0..(rows + CHUNK - 1) / CHUNK).map(move |chunk| (chunk as u64, CHUNK.min(rows - chunk * CHUNK)))
+}
+
+/// Those of the [`chunks`] that belong to this rank; together the ranks have each once, on any number of ranks.
 pub fn chunks_of_rank(rows: i64, world: &World) -> impl Iterator<Item = (u64, i64)> {
-    let (rank, size) = (world.rank as i64, world.size as i64);
-    (0..(rows + CHUNK - 1) / CHUNK)
-        .filter(move |chunk| chunk % size == rank)
-        .map(move |chunk| (chunk as u64, CHUNK.min(rows - chunk * CHUNK)))
+    let (rank, size) = (world.rank as u64, world.size as u64);
+    chunks(rows).filter(move |(chunk, _)| chunk % size == rank)
 }
 
 /// Exact samples that stand for a target with a sampler of its own, `[60000, …]` on the CPU: they belong to
