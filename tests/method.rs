@@ -87,9 +87,9 @@ impl Atoms {
         let noise = at.noise_score();
         let fixed = atoms.detach();
         let (score, product) =
-            score_and_product(&|x| log_mixture(x, &fixed, self.sigma * self.sigma), &at.x, &|s| s + &noise);
+            score_and_product(&mut |x| log_mixture(x, &fixed, self.sigma * self.sigma), &at.x, &|s| s + &noise);
         let score = ScoreAt { score, product };
-        let (target, product) = score_and_product(&|x| self.log_target(x), &at.x, &|s| s + &noise);
+        let (target, product) = score_and_product(&mut |x| self.log_target(x), &at.x, &|s| s + &noise);
         let target = TargetAt { score: target, product, evaluations: 0 };
         let gradient = field(kind, &at, &score, &target);
         let along = (x0 * gradient * weight).sum(None);

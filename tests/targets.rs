@@ -58,7 +58,7 @@ fn assert_derivatives_hold(target: &dyn Target) {
     close(&rows(&score * &along), &slope, "score");
 
     // The Hessian is symmetric: along·H·v is the slope of v·score along the direction.
-    let (again, product) = target.score_and_product(&x, &|_| direction.shallow_clone());
+    let (again, product) = target.score_and_product(&x, &mut |_| direction.shallow_clone());
     let slope = rows((target.score(&ends[0]) - target.score(&ends[1])) * &direction) / (2.0 * step);
     close(&rows(&product * &along), &slope, "Hessian-vector product");
     assert!(again.allclose(&score, 1e-12, 1e-12, false));
@@ -119,8 +119,8 @@ fn tempered_score_is_scaled_by_the_square_of_sigma0_over_sigma() {
     let (x, v) = (normal(&[2, 2], 0), normal(&[2, 2], 1));
     let sigma = Tensor::from_slice(&[0.1, 0.2]);
     let factor = Tensor::from_slice(&[1.0, 0.25]).view([2, 1]);
-    let (score, product) = target.score_and_product(&x, &sigma, &|_| v.shallow_clone());
-    let (plain, plain_product) = gaussian().score_and_product(&x, &|_| v.shallow_clone());
+    let (score, product) = target.score_and_product(&x, &sigma, &mut |_| v.shallow_clone());
+    let (plain, plain_product) = gaussian().score_and_product(&x, &mut |_| v.shallow_clone());
     assert!(score.allclose(&(plain * &factor), 1e-12, 1e-12, false));
     assert!(product.allclose(&(plain_product * &factor), 1e-12, 1e-12, false));
     assert!(target.score(&x, &sigma).allclose(&score, 1e-12, 1e-12, false));
@@ -136,7 +136,7 @@ fn torchscript_density_has_the_score_of_the_same_density_in_closed_form() {
     CModule::create_by_tracing("normal", "forward", &[x], &mut density).unwrap().save(&path).unwrap();
     let target = TorchScriptTarget::load(&path, &[3], Device::Cpu).unwrap();
     let x = normal(&[4, 3], 0).to_kind(Kind::Float);
-    let (score, product) = target.score_and_product(&x, &|score| score.shallow_clone());
+    let (score, product) = target.score_and_product(&x, &mut |score| score.shallow_clone());
     assert!(score.allclose(&-&x, 1e-6, 1e-6, false));
     assert!(product.allclose(&x, 1e-6, 1e-6, false)); // H = −I and v = −x
 }

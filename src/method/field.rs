@@ -57,7 +57,7 @@ impl TargetAt {
         match kind {
             FieldKind::Dft | FieldKind::Hybrid => {
                 let noise = at.noise_score();
-                let (score, product) = target.score_and_product(&at.x, &at.sigma, &|score| score + &noise);
+                let (score, product) = target.score_and_product(&at.x, &at.sigma, &mut |score| score + &noise);
                 TargetAt { score, product, evaluations: 2 * rows }
             }
             FieldKind::Kl => {
@@ -127,7 +127,7 @@ fn control_variate(
     at: &Perturbed,
 ) -> Tensor {
     let direction = at.noise_score() * 2.0;
-    let (_, of_target) = target.score_and_product(x0, &at.sigma, &|_| direction.shallow_clone());
+    let (_, of_target) = target.score_and_product(x0, &at.sigma, &mut |_| direction.shallow_clone());
     let x = x0.detach().set_requires_grad(true);
     let along = (network.score(weights, &x, &at.sigma) * &direction).sum(None);
     Tensor::run_backward(&[along], &[&x], false, false).remove(0) - of_target

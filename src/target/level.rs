@@ -67,12 +67,12 @@ impl TargetAtLevel {
         &self,
         x: &Tensor,
         sigma: &Tensor,
-        direction: &dyn Fn(&Tensor) -> Tensor,
+        direction: &mut dyn FnMut(&Tensor) -> Tensor,
     ) -> (Tensor, Tensor) {
         match self.inverse_temperature(x, sigma) {
             Some(factor) => {
                 let (score, product) =
-                    self.target.score_and_product(x, &|score| direction(&(score * &factor)));
+                    self.target.score_and_product(x, &mut |score| direction(&(score * &factor)));
                 (score * &factor, product * factor)
             }
             None => self.target.score_and_product(x, direction),

@@ -28,6 +28,15 @@ pub enum TargetError {
     Invalid(String),
 }
 
+/// Modes of a target: a sample belongs to the one with the nearest centre.
+#[derive(Debug)]
+pub struct Modes {
+    /// Centres, `[M, D]`.
+    pub centres: Tensor,
+    /// Probability of each mode; they sum to 1.
+    pub weights: Vec<f64>,
+}
+
 /// An unnormalised density on `[…shape]`.
 pub trait Target {
     /// Shape of one sample: `[D]` or `[C, H, W]`.
@@ -47,13 +56,24 @@ pub trait Target {
     ///
     /// The direction may depend on the score, because a Fisher field's does: the score is computed once and
     /// differentiated once.
-    fn score_and_product(&self, x: &Tensor, direction: &dyn Fn(&Tensor) -> Tensor) -> (Tensor, Tensor) {
+    fn score_and_product(&self, x: &Tensor, direction: &mut dyn FnMut(&Tensor) -> Tensor) -> (Tensor, Tensor) {
         let x = x.detach().set_requires_grad(true);
         let total = self.log_density(&x).sum(None);
         let score = Tensor::run_backward(&[total], &[&x], true, true).remove(0);
         let along = (&score * direction(&score.detach())).sum(None);
         let product = Tensor::run_backward(&[along], &[&x], false, false).remove(0);
         (score.detach(), product)
+    }
+
+    /// Coordinates in which distances between samples are measured, `[B, D]` to `[B, D]`: the samples themselves
+    /// unless a tail is so heavy that a few of them would decide every distance.
+    fn chart(&self, x: &Tensor) -> Tensor {
+        x.shallow_clone()
+    }
+
+    /// The modes, where there are several: what mode cover is measured against.
+    fn modes(&self) -> Option<Modes> {
+        None
     }
 
     /// `rows` exact samples `[rows, …shape]`, where the target has a sampler: ground truth for scores.
