@@ -5,7 +5,7 @@ use std::rc::Rc;
 use dft::config::EnergyKind;
 use dft::model::{EnergyNetwork, EnergySpec, Parameters};
 use dft::rng::{Generator, Stream};
-use dft::target::{Gaussian, Target, TargetAtLevel, TorchScriptTarget};
+use dft::target::{Gaussian, StartingGaussian, Target, TargetAtLevel, TorchScriptTarget};
 use tch::{CModule, Device, Kind, Tensor};
 
 /// An energy network in f64, which weights files do not hold.
@@ -116,6 +116,7 @@ fn tempered_score_is_scaled_by_the_square_of_sigma0_over_sigma() {
         Box::new(Gaussian::new(&[1.0, -2.0], &covariance, Kind::Double, Device::Cpu).unwrap())
     };
     let target = TargetAtLevel::new(gaussian(), Some(0.1));
+    let target = target.on_path(StartingGaussian { offset: 0.0, scale: 1.0 }, 1.0);
     let (x, v) = (normal(&[2, 2], 0), normal(&[2, 2], 1));
     let sigma = Tensor::from_slice(&[0.1, 0.2]);
     let factor = Tensor::from_slice(&[1.0, 0.25]).view([2, 1]);

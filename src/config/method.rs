@@ -14,8 +14,16 @@ pub enum FieldKind {
     Dft,
     /// Reverse Kullback–Leibler divergence (Diff-Instruct with one noise level per row).
     Kl,
-    /// kl + sigma · dft: the first moves mass between modes, the second shapes them.
+    /// kl + fisher_weight · sigma · dft: the first moves mass between modes, the second shapes them.
     Hybrid,
+    /// Score identity distillation (Zhou et al. 2024) with weight `alpha`; 0.5 is `dft`.
+    Sid,
+    /// Fisher training without denoising (arXiv 2306.04952): the divergence of s_phi − s_q in place of the noise.
+    /// Its cost grows with the dimension, so it is for a few dimensions only.
+    Fisher,
+    /// The path term of the Fisher divergence alone, which is no gradient of it and fails: it shows why the
+    /// second term exists.
+    Path,
 }
 
 /// A remedy for the variance of the denoising term, which grows as 1/sigma.
@@ -122,6 +130,16 @@ impl SigmaPath {
     }
 }
 
+/// Another field from some point of training on.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Phase {
+    /// Fraction of all iterations, above 0 and below 1.
+    pub at: f64,
+    /// The field from there on.
+    pub kind: FieldKind,
+}
+
 /// `[method]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -129,6 +147,19 @@ pub struct MethodSection {
     /// The field.
     #[serde(default)]
     pub kind: FieldKind,
+    /// Other fields later in training: `[{ at = 0.6, kind = "dft" }]`.
+    #[serde(default)]
+    pub phases: Vec<Phase>,
+    /// Weight of the Fisher part in `hybrid`.
+    #[serde(default = "one")]
+    pub fisher_weight: f64,
+    /// alpha of `sid`.
+    #[serde(default = "one")]
+    pub alpha: f64,
+    /// Fraction of training over which the target moves from the sampler's first distribution, N(initial_offset,
+    /// initial_scale² I), to q along the geometric path; 0 means q throughout.
+    #[serde(default)]
+    pub anneal_until: f64,
     /// Noise levels, in the units of x.
     pub sigma: SigmaPath,
     /// Remedy for the variance.
@@ -149,11 +180,53 @@ pub struct MethodSection {
 fn default_sigma_data() -> f64 {
     0.33
 }
+fn one() -> f64 {
+    1.0
+}
 
 impl MethodSection {
+    /// The field after `fraction` of training.
+    pub fn kind_at(&self, fraction: f64) -> FieldKind {
+        self.phases.iter().rev().find(|phase| phase.at <= fraction).map_or(self.kind, |phase| phase.kind)
+    }
+
+    /// Weight of the target against the sampler's first distribution after `fraction` of training, 0 to 1.
+    pub fn target_weight(&self, fraction: f64) -> f64 {
+        if self.anneal_until == 0.0 { 1.0 } else { (fraction / self.anneal_until).min(1.0) }
+    }
+
+    /// All fields of the run.
+    pub fn kinds(&self) -> impl Iterator<Item = FieldKind> {
+        std::iter::once(self.kind).chain(self.phases.iter().map(|phase| phase.kind))
+    }
+
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         self.sigma.check()?;
+        let rising = self.phases.windows(2).all(|pair| pair[0].at < pair[1].at);
+        let inside = self.phases.iter().all(|phase| phase.at > 0.0 && phase.at < 1.0);
+        let has_denoising_term = self.kinds().all(|kind| matches!(kind, FieldKind::Dft | FieldKind::Hybrid));
+        let variate = self.variance == Variance::ControlVariate;
         require(&[
+            (
+                rising && inside,
+                "method.phases",
+                &format!("{:?}", self.phases),
+                "a list of {at, kind} with rising `at` between 0 and 1",
+            ),
+            (
+                has_denoising_term || !variate,
+                "method.variance",
+                &"control_variate",
+                "\"plain\" or \"antithetic\": it is for the denoising term, which only the kinds dft and hybrid have",
+            ),
+            (self.fisher_weight >= 0.0, "method.fisher_weight", &self.fisher_weight, "0 or more"),
+            (self.alpha.is_finite(), "method.alpha", &self.alpha, "a finite number"),
+            (
+                (0.0..=1.0).contains(&self.anneal_until),
+                "method.anneal_until",
+                &self.anneal_until,
+                "a fraction 0 to 1",
+            ),
             (self.sigma_data > 0.0, "method.sigma_data", &self.sigma_data, "a number above 0"),
             (self.field_power.is_finite(), "method.field_power", &self.field_power, "a finite number"),
         ])
@@ -163,6 +236,20 @@ impl MethodSection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn phases_take_over_at_their_fraction_and_the_target_weight_rises_to_one() {
+        let mut section: MethodSection = toml::from_str("kind = \"kl\"\nsigma = 0.1").unwrap();
+        assert_eq!(section.target_weight(0.0), 1.0);
+        section.phases =
+            vec![Phase { at: 0.5, kind: FieldKind::Hybrid }, Phase { at: 0.8, kind: FieldKind::Dft }];
+        section.anneal_until = 0.4;
+        let kinds = [0.0, 0.49, 0.5, 0.79, 0.9].map(|fraction| section.kind_at(fraction));
+        use FieldKind::{Dft, Hybrid, Kl};
+        assert_eq!(kinds, [Kl, Kl, Hybrid, Hybrid, Dft]);
+        let weights = [0.0, 0.1, 0.4, 1.0].map(|fraction| section.target_weight(fraction));
+        assert_eq!(weights, [0.0, 0.25, 1.0, 1.0]);
+    }
 
     #[test]
     fn sigma_path_is_geometric_between_knots_and_level_outside() {

@@ -12,7 +12,9 @@ mod train;
 
 pub use fit::{EnergyFile, EnergyPlan, EnergySection, FeaturesFile, FeaturesPlan, FitSection};
 pub use load::{ConfigError, load, parse};
-pub use method::{FieldKind, MethodSection, Schedule, ScoreWeight, SigmaKnot, SigmaPath, Variance};
-pub use network::{EnergyKind, SamplerKind, SamplerSection, ScoreKind, ScoreSection, Start, TargetSection};
+pub use method::{FieldKind, MethodSection, Phase, Schedule, ScoreWeight, SigmaKnot, SigmaPath, Variance};
+pub use network::{
+    EnergyKind, SamplerKind, SamplerSection, ScoreBase, ScoreKind, ScoreSection, Start, TargetSection,
+};
 pub use run::{ComputeSection, DeviceRequest, RunSection};
 pub use train::{CheckpointSection, EvaluateSection, Features, Plan, TrainFile, TrainSection};

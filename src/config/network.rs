@@ -39,6 +39,18 @@ pub enum ScoreKind {
     Unet,
 }
 
+/// What the network's output is added to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ScoreBase {
+    /// The score of the sampler's first distribution, N(initial_offset, initial_scale² I).
+    #[default]
+    Gaussian,
+    /// The target's own score: the network learns the difference, which is small at the end and stays bounded
+    /// where the target's score does not. It costs an evaluation of the target for each row of a score update.
+    Target,
+}
+
 /// `[target]`: the unnormalised density.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
@@ -141,6 +153,9 @@ pub struct ScoreSection {
     /// Hidden layers of an `mlp`.
     #[serde(default = "default_depth")]
     pub depth: usize,
+    /// What the output of an `mlp` is added to.
+    #[serde(default)]
+    pub base: ScoreBase,
     /// What the parameters start from.
     #[serde(default)]
     pub start: Start,

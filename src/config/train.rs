@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::load::ConfigError;
-use super::method::{FieldKind, MethodSection, Schedule, Variance};
-use super::network::{SamplerSection, ScoreSection, TargetSection};
+use super::method::{MethodSection, Schedule, Variance};
+use super::network::{SamplerSection, ScoreBase, ScoreKind, ScoreSection, TargetSection};
 use super::run::{ComputeSection, RunSection, require};
 
 /// What a user writes for `dft train`.
@@ -66,6 +66,9 @@ pub struct TrainSection {
     pub sampler_clip_norm: f64,
     /// Largest norm of the score network's gradient; longer ones are scaled down. 0 means no limit.
     pub score_clip_norm: f64,
+    /// A gradient longer than this many times its running norm is scaled down to that; 0 means no limit. For
+    /// targets with heavy tails, where no fixed limit fits all of training.
+    pub clip_factor: f64,
     /// Half-life of the sampler's averaged weights, in samples (batch × iterations). 0 means no averaging.
     pub ema_half_life_samples: f64,
 }
@@ -86,6 +89,7 @@ impl Default for TrainSection {
             final_lr_fraction: 0.01,
             sampler_clip_norm: 0.0,
             score_clip_norm: 0.0,
+            clip_factor: 0.0,
             ema_half_life_samples: 0.0,
         }
     }
@@ -243,6 +247,12 @@ impl TrainFile {
             ),
             (train.score_clip_norm >= 0.0, "train.score_clip_norm", &train.score_clip_norm, "0 or more"),
             (
+                train.clip_factor == 0.0 || train.clip_factor > 1.0,
+                "train.clip_factor",
+                &train.clip_factor,
+                "0 for no limit, or a number above 1",
+            ),
+            (
                 train.ema_half_life_samples >= 0.0,
                 "train.ema_half_life_samples",
                 &train.ema_half_life_samples,
@@ -280,18 +290,17 @@ impl TrainFile {
             ),
         ])?;
         self.check_features()?;
-        if self.method.kind == FieldKind::Kl && self.method.variance == Variance::ControlVariate {
-            return Err(ConfigError::Invalid(
-                "method.variance = \"control_variate\" is for the denoising term, which method.kind = \"kl\" does not \
-                 have; choose \"plain\" or \"antithetic\""
-                    .into(),
-            ));
-        }
         self.target.check()?;
         if train.schedule == Schedule::Simultaneous && self.method.variance == Variance::ControlVariate {
             return Err(ConfigError::Invalid(
                 "method.variance = \"control_variate\" needs the score network at x0 as well, which one forward and \
                  backward pass does not give; with train.schedule = \"simultaneous\" choose \"antithetic\" or \"plain\""
+                    .into(),
+            ));
+        }
+        if self.score.base == ScoreBase::Target && self.score.kind != ScoreKind::Mlp {
+            return Err(ConfigError::Invalid(
+                "score.base = \"target\" is for score.kind = \"mlp\"; leave it out, or choose \"gaussian\""
                     .into(),
             ));
         }

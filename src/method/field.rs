@@ -2,30 +2,12 @@
 
 use tch::Tensor;
 
+use super::fisher::fisher_field;
 use super::perturb::Perturbed;
+use super::score::{ScoreAt, score_product};
 use crate::config::{FieldKind, MethodSection, Variance};
 use crate::model::{ScoreNetwork, Weights, per_row};
-use crate::target::TargetAtLevel;
-
-/// The score network at perturbed samples.
-#[derive(Debug)]
-pub struct ScoreAt {
-    /// s_phi, `[R, …]`.
-    pub score: Tensor,
-    /// J_phi^T (s_phi + eps/sigma), `[R, …]`.
-    pub product: Tensor,
-}
-
-/// The target at perturbed samples.
-#[derive(Debug)]
-pub struct TargetAt {
-    /// s_q, `[R, …]`.
-    pub score: Tensor,
-    /// J_q^T (s_q + eps/sigma), `[R, …]`.
-    pub product: Tensor,
-    /// Evaluations of the target's gradient, a product counted as one more.
-    pub evaluations: i64,
-}
+use crate::target::TargetOnPath;
 
 /// A field at the samples of one rank.
 #[derive(Debug)]
@@ -35,100 +17,183 @@ pub struct FieldValue {
     /// The denoising Fisher loss of each sample in the same weighting, `[B]`: whatever the field, a
     /// diagnostic of how far the sampler is.
     pub loss: Tensor,
-    /// Evaluations of the target's gradient that this took.
+    /// Evaluations of the target's gradient that this took, a product counted as one more.
     pub evaluations: i64,
 }
 
-impl ScoreAt {
-    /// Evaluates the score network and its product: one forward, one backward with respect to its input only.
-    pub fn evaluate(network: &ScoreNetwork, weights: &Weights, at: &Perturbed) -> Self {
-        let x = at.x.detach().set_requires_grad(true);
-        let score = network.score(weights, &x, &at.sigma);
-        let along = (&score * (&score.detach() + at.noise_score())).sum(None);
-        let product = Tensor::run_backward(&[along], &[&x], false, false).remove(0);
-        ScoreAt { score: score.detach(), product }
-    }
+/// A field taken apart: `direct` + J_phi^T `score` + J_q^T `target`, all `[R, …]`.
+#[derive(Debug)]
+pub struct Cotangents {
+    /// What no Jacobian is needed for.
+    pub direct: Option<Tensor>,
+    /// What the score network's Jacobian is contracted with, and the target's.
+    pub products: Option<(ScoreCotangent, Tensor)>,
 }
 
-impl TargetAt {
-    /// Evaluates the target's score, and its product unless the field has no use for it.
-    pub fn evaluate(kind: FieldKind, target: &TargetAtLevel, at: &Perturbed) -> Self {
-        let rows = at.rows();
-        match kind {
-            FieldKind::Dft | FieldKind::Hybrid => {
-                let noise = at.noise_score();
-                let (score, product) = target.score_and_product(&at.x, &at.sigma, &mut |score| score + &noise);
-                TargetAt { score, product, evaluations: 2 * rows }
-            }
-            FieldKind::Kl => {
-                let score = target.score(&at.x, &at.sigma);
-                TargetAt { product: score.zeros_like(), score, evaluations: rows }
-            }
-        }
-    }
+/// What the score network's Jacobian is contracted with.
+#[derive(Debug)]
+pub enum ScoreCotangent {
+    /// A factor for each row, `[R, 1, …]`, on s_phi + eps/sigma: that product comes with the score network's
+    /// loss at no cost.
+    Denoising(Tensor),
+    /// Anything else, `[R, …]`.
+    Other(Tensor),
 }
 
-/// A field at perturbed samples, `[R, …]`, unweighted.
+/// The cotangents of a field, given both scores `[R, …]` at perturbed samples. With u = s_phi − s_q and n =
+/// eps/sigma:
 ///
-/// - `dft`: 2 J_q^T (s_q + eps/sigma) − 2 J_phi^T (s_phi + eps/sigma), the gradient of the paper's loss.
-/// - `kl`: s_phi − s_q, the gradient of KL(p_sigma ‖ q).
-/// - `hybrid`: kl + sigma·dft.
-pub fn field(kind: FieldKind, at: &Perturbed, score: &ScoreAt, target: &TargetAt) -> Tensor {
-    let dft = || (&target.product - &score.product) * 2.0;
-    let kl = || &score.score - &target.score;
+/// - `dft`: −2 J_phi^T (s_phi + n) + 2 J_q^T (s_q + n), the gradient of the paper's loss.
+/// - `kl`: u, the gradient of KL(p_sigma ‖ q).
+/// - `hybrid`: kl + fisher_weight·sigma·dft.
+/// - `path`: the gradient of |u|² along x alone.
+/// - `sid`: the gradient of −2u·(s_q + n) − 2 alpha |u|², the loss of Zhou et al. (2024), equation 23, in units
+///   of dft.
+///
+/// # Panics
+/// For `fisher`, which is no such contraction.
+pub fn cotangents(
+    section: &MethodSection,
+    kind: FieldKind,
+    at: &Perturbed,
+    score: &Tensor,
+    target: &Tensor,
+) -> Cotangents {
+    let dft = |factor: Tensor| {
+        let of_target = (target + at.noise_score()) * &factor;
+        Some((ScoreCotangent::Denoising(-factor), of_target))
+    };
+    let two = || per_row(&(at.sigma.ones_like() * 2.0), &at.x);
     match kind {
-        FieldKind::Dft => dft(),
-        FieldKind::Kl => kl(),
-        FieldKind::Hybrid => kl() + dft() * per_row(&at.sigma, &at.x),
+        FieldKind::Dft => Cotangents { direct: None, products: dft(two()) },
+        FieldKind::Kl => Cotangents { direct: Some(score - target), products: None },
+        FieldKind::Hybrid => {
+            let factor = per_row(&(&at.sigma * (2.0 * section.fisher_weight)), &at.x);
+            Cotangents { direct: Some(score - target), products: dft(factor) }
+        }
+        FieldKind::Path => {
+            let difference = (score - target) * 2.0;
+            let of_target = -&difference;
+            Cotangents { direct: None, products: Some((ScoreCotangent::Other(difference), of_target)) }
+        }
+        FieldKind::Sid => {
+            let (difference, denoising) = (score - target, (target + at.noise_score()) * 2.0);
+            let of_score = -&denoising - &difference * (4.0 * section.alpha);
+            let of_target = denoising + difference * (4.0 * section.alpha - 2.0);
+            Cotangents { direct: None, products: Some((ScoreCotangent::Other(of_score), of_target)) }
+        }
+        FieldKind::Fisher => panic!("the field of Fisher training is no contraction with two Jacobians"),
     }
 }
 
 /// The denoising Fisher loss of each row, `[R]`: −u·(s_phi + s_q + 2 eps/sigma), the product form of
 /// |s_q + eps/sigma|² − |s_phi + eps/sigma|² that does not cancel in floating point.
-fn denoising_fisher_loss(at: &Perturbed, score: &ScoreAt, target: &TargetAt) -> Tensor {
-    let sum = &score.score + &target.score + at.noise_score() * 2.0;
-    ((&target.score - &score.score) * sum).flatten(1, -1).sum_dim_intlist(1i64, false, None)
+fn denoising_fisher_loss(at: &Perturbed, score: &Tensor, target: &Tensor) -> Tensor {
+    let sum = score + target + at.noise_score() * 2.0;
+    ((target - score) * sum).flatten(1, -1).sum_dim_intlist(1i64, false, None)
 }
 
-/// The configured field at samples `x0` `[B, …]` perturbed as `at`, given the score network there.
+/// The field `kind` at samples `x0` `[B, …]` perturbed as `at`.
 ///
-/// `score_network` is asked again at x0 itself only for the control variate.
+/// `score_at` evaluates the score network there, once, given its base ([`ScoreNetwork::base`]); `network` is
+/// asked again only for products that do not come with that.
 pub fn sampler_field(
-    section: &MethodSection,
-    target: &TargetAtLevel,
-    score_network: (&ScoreNetwork, &Weights),
+    (section, kind): (&MethodSection, FieldKind),
+    target: &TargetOnPath,
+    network: (&ScoreNetwork, &Weights),
     x0: &Tensor,
     at: &Perturbed,
-    score: &ScoreAt,
+    score_at: &mut dyn FnMut(Option<&Tensor>) -> ScoreAt,
 ) -> FieldValue {
-    let target_at = TargetAt::evaluate(section.kind, target, at);
+    let rows = if target.is_evaluated() { at.rows() } else { 0 };
+    let (field, score, target_score, mut evaluations) = match kind {
+        FieldKind::Kl => {
+            let target_score = target.score(&at.x, &at.sigma);
+            let score = score_at(network.0.base(&target_score)).score;
+            (&score - &target_score, score, target_score, rows)
+        }
+        FieldKind::Fisher => {
+            let target_score = target.score(&at.x, &at.sigma);
+            let score = score_at(network.0.base(&target_score)).score;
+            let dimension = at.x.size()[1];
+            // The score and its divergence's D products, each differentiated once more.
+            (fisher_field(target, network, at), score, target_score, rows * (1 + 2 * (1 + dimension)))
+        }
+        FieldKind::Dft | FieldKind::Hybrid | FieldKind::Path | FieldKind::Sid => {
+            let (field, score, target_score) =
+                contracted_field((section, kind), target, network, at, score_at);
+            (field, score, target_score, 2 * rows)
+        }
+    };
     let weight = at.sigma.pow_tensor_scalar(section.field_power);
-    let mut gradient = at.fold(&(field(section.kind, at, score, &target_at) * per_row(&weight, &at.x)));
-    let loss = at.fold(&(denoising_fisher_loss(at, score, &target_at) * &weight));
-    let mut evaluations = target_at.evaluations;
-    if section.variance == Variance::ControlVariate && section.kind != FieldKind::Kl {
-        let variate = control_variate(target, score_network, &x0.detach(), at);
-        let scale = match section.kind {
-            FieldKind::Hybrid => &weight * &at.sigma,
-            FieldKind::Dft | FieldKind::Kl => weight,
+    let mut gradient = at.fold(&(field * per_row(&weight, &at.x)));
+    let loss = at.fold(&(denoising_fisher_loss(at, &score, &target_score) * &weight));
+    if section.variance == Variance::ControlVariate {
+        let variate = control_variate(target, network, &x0.detach(), at);
+        let scale = match kind {
+            FieldKind::Hybrid => &weight * &at.sigma * section.fisher_weight,
+            _ => weight,
         };
         gradient += variate * per_row(&scale, x0);
-        evaluations += 2 * at.rows();
+        evaluations += 2 * rows;
     }
     FieldValue { gradient, loss, evaluations }
+}
+
+/// A field made of [`cotangents`], `[R, …]`, unweighted, with s_phi and s_q.
+fn contracted_field(
+    (section, kind): (&MethodSection, FieldKind),
+    target: &TargetOnPath,
+    network: (&ScoreNetwork, &Weights),
+    at: &Perturbed,
+    score_at: &mut dyn FnMut(Option<&Tensor>) -> ScoreAt,
+) -> (Tensor, Tensor, Tensor) {
+    let mut of_network = None;
+    // The network is evaluated where the target's score is known and its product not yet taken: its base may be
+    // that score, and then the base's Jacobian is the target's and needs one product with the target's own.
+    let (target_score, of_target) = target.score_and_product(&at.x, &at.sigma, &mut |target_score| {
+        let base = network.0.base(target_score);
+        let ScoreAt { score, product } = score_at(base);
+        let Cotangents { direct, products } = cotangents(section, kind, at, &score, target_score);
+        let (of_score, mut of_target) = products.expect("these fields have products");
+        let own = match of_score {
+            ScoreCotangent::Denoising(factor) => {
+                if base.is_some() {
+                    of_target += (&score + at.noise_score()) * &factor;
+                }
+                product * factor
+            }
+            ScoreCotangent::Other(cotangent) => {
+                if base.is_some() {
+                    of_target += &cotangent;
+                }
+                score_product(network, &at.x, &at.sigma, &cotangent)
+            }
+        };
+        of_network = Some((direct, own, score));
+        of_target
+    });
+    let (direct, own, score) = of_network.expect("a target asks for the direction");
+    let mut field = of_target + own;
+    if let Some(direct) = direct {
+        field += direct;
+    }
+    (field, score, target_score)
 }
 
 /// Gradient with respect to x0 of 2 u(x0)·eps/sigma, `[B, …]`. Its mean over eps is zero for every x0, and it
 /// cancels the 1/sigma part of the denoising term's variance.
 fn control_variate(
-    target: &TargetAtLevel,
-    (network, weights): (&ScoreNetwork, &Weights),
+    target: &TargetOnPath,
+    network: (&ScoreNetwork, &Weights),
     x0: &Tensor,
     at: &Perturbed,
 ) -> Tensor {
     let direction = at.noise_score() * 2.0;
+    let own = score_product(network, x0, &at.sigma, &direction);
+    if network.0.base(&own).is_some() {
+        return own; // the target's part and the base's cancel
+    }
     let (_, of_target) = target.score_and_product(x0, &at.sigma, &mut |_| direction.shallow_clone());
-    let x = x0.detach().set_requires_grad(true);
-    let along = (network.score(weights, &x, &at.sigma) * &direction).sum(None);
-    Tensor::run_backward(&[along], &[&x], false, false).remove(0) - of_target
+    own - of_target
 }

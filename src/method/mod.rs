@@ -6,9 +6,11 @@
 //! `2 J_q^T (s_q + eps/sigma) − 2 J_phi^T (s_phi + eps/sigma)`: two vector-Jacobian products.
 
 mod field;
+mod fisher;
 mod perturb;
-mod score_loss;
+mod score;
 
-pub use field::{FieldValue, ScoreAt, TargetAt, field, sampler_field};
+pub use field::{Cotangents, FieldValue, ScoreCotangent, cotangents, sampler_field};
+pub use fisher::fisher_field;
 pub use perturb::Perturbed;
-pub use score_loss::{ScoreLoss, score_loss, score_loss_and_products};
+pub use score::{ScoreAt, ScoreLoss, score_loss, score_loss_and_products, score_product};

@@ -8,7 +8,7 @@ use super::layers::per_row;
 use super::mlp::Mlp;
 use super::parameters::{Layout, Weights};
 use super::unet::UNet;
-use crate::config::ScoreKind;
+use crate::config::{ScoreBase, ScoreKind};
 
 /// All that is needed to rebuild a score network around its weights.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +27,8 @@ pub struct ScoreSpec {
     pub scale: f64,
     /// Mean of the samples at the start.
     pub offset: f64,
+    /// What the output of an `mlp` is added to.
+    pub base: ScoreBase,
     /// Whether D starts as a denoiser already (a copy of an energy's network), so that it needs no
     /// pass-through.
     pub starts_as_denoiser: bool,
@@ -80,17 +82,27 @@ impl ScoreNetwork {
         &self.layout
     }
 
+    /// What the network's output is added to, given the target's score at the same points; `None` where the
+    /// target has no part in it.
+    pub fn base<'t>(&self, target_score: &'t Tensor) -> Option<&'t Tensor> {
+        (self.spec.base == ScoreBase::Target).then_some(target_score)
+    }
+
     /// s_phi(x, sigma): `x` `[B, …]`, `sigma` `[B]`; returns the shape of `x`.
     ///
-    /// - `mlp`: s = net(asinh u, asinh(5u)/3, log sigma)/scale − u/scale with u = (x − offset)/scale; the
-    ///   inverse hyperbolic sine keeps heavy tails within reach of the network.
+    /// - `mlp`: s = net(asinh u, asinh(5u)/3, log sigma)/scale + base with u = (x − offset)/scale; the inverse
+    ///   hyperbolic sine keeps heavy tails within reach of the network. The base is −u/scale unless one is given.
     /// - `unet`: s = (D(x, log sigma) − x)/sigma² (Tweedie).
-    pub fn score(&self, weights: &Weights, x: &Tensor, sigma: &Tensor) -> Tensor {
+    pub fn score(&self, weights: &Weights, x: &Tensor, sigma: &Tensor, base: Option<&Tensor>) -> Tensor {
         match &self.trunk {
             Trunk::Mlp(mlp) => {
                 let u = (x - self.spec.offset) / self.spec.scale;
                 let inputs = [u.asinh(), (&u * 5.0).asinh() / 3.0, sigma.log().unsqueeze(1)];
-                (mlp.forward(weights, &Tensor::cat(&inputs, 1)) - u) / self.spec.scale
+                let output = mlp.forward(weights, &Tensor::cat(&inputs, 1));
+                match base {
+                    Some(base) => output / self.spec.scale + base,
+                    None => (output - u) / self.spec.scale,
+                }
             }
             Trunk::Unet(network) => {
                 let sigma_rows = per_row(sigma, x);

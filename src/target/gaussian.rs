@@ -65,7 +65,11 @@ impl Target for Gaussian {
         -(x - &self.mean).matmul(&self.precision)
     }
 
-    fn score_and_product(&self, x: &Tensor, direction: &mut dyn FnMut(&Tensor) -> Tensor) -> (Tensor, Tensor) {
+    fn score_and_product(
+        &self,
+        x: &Tensor,
+        direction: &mut dyn FnMut(&Tensor) -> Tensor,
+    ) -> (Tensor, Tensor) {
         let score = self.score(x);
         let product = -direction(&score).matmul(&self.precision);
         (score, product)

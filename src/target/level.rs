@@ -53,15 +53,79 @@ impl TargetAtLevel {
         self.tempered_from
     }
 
-    /// Score of `x` `[B, …]` at levels `sigma` `[B]`.
-    pub fn score(&self, x: &Tensor, sigma: &Tensor) -> Tensor {
-        match self.inverse_temperature(x, sigma) {
-            Some(factor) => self.target.score(x) * factor,
-            None => self.target.score(x),
-        }
+    /// The target with weight `weight` on the geometric path from `start`; at 1 the target itself.
+    pub fn on_path(&self, start: StartingGaussian, weight: f64) -> TargetOnPath<'_> {
+        TargetOnPath { target: self, start, weight }
     }
 
-    /// Score s and H·v with v = `direction`(s), both at levels `sigma` `[B]`; see
+    /// 1/T of each row, if tempered.
+    fn inverse_temperature(&self, x: &Tensor, sigma: &Tensor) -> Option<Tensor> {
+        self.tempered_from.map(|sigma0| per_row(&(sigma0 / sigma).square(), x))
+    }
+}
+
+/// The sampler's first distribution, N(offset, scale² I): where the path to the target begins.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StartingGaussian {
+    /// Mean of every coordinate.
+    pub offset: f64,
+    /// Standard deviation of every coordinate.
+    pub scale: f64,
+}
+
+/// A target on its path: the density N(offset, scale² I)^(1−w) · q^w up to a constant, so the score
+/// w·s_q(x) − (1−w)·(x − offset)/scale².
+#[derive(Clone, Copy)]
+pub struct TargetOnPath<'a> {
+    target: &'a TargetAtLevel,
+    start: StartingGaussian,
+    weight: f64,
+}
+
+impl TargetOnPath<'_> {
+    /// Whether the target itself is evaluated: not at the very start of the path.
+    pub fn is_evaluated(&self) -> bool {
+        self.weight > 0.0
+    }
+
+    fn start_score(&self, x: &Tensor) -> Tensor {
+        (x - self.start.offset) * (-1.0 / self.start.scale.powi(2))
+    }
+
+    /// What the path does to a score of the target at `x`.
+    fn blend(&self, x: &Tensor, score: Tensor) -> Tensor {
+        if self.weight == 1.0 {
+            return score;
+        }
+        score * self.weight + self.start_score(x) * (1.0 - self.weight)
+    }
+
+    /// Score of `x` `[B, …]` at levels `sigma` `[B]`.
+    pub fn score(&self, x: &Tensor, sigma: &Tensor) -> Tensor {
+        if !self.is_evaluated() {
+            return self.start_score(x);
+        }
+        let score = self.target.target.score(x);
+        let score = match self.target.inverse_temperature(x, sigma) {
+            Some(factor) => score * factor,
+            None => score,
+        };
+        self.blend(x, score)
+    }
+
+    /// As [`score`](Self::score), with a graph to `x`, which requires gradients: by autograd through the
+    /// log-density.
+    pub fn differentiable_score(&self, x: &Tensor, sigma: &Tensor) -> Tensor {
+        let total = self.target.target.log_density(x).sum(None);
+        let score = Tensor::run_backward(&[total], &[x], true, true).remove(0);
+        let score = match self.target.inverse_temperature(x, sigma) {
+            Some(factor) => score * factor,
+            None => score,
+        };
+        self.blend(x, score)
+    }
+
+    /// Score s and J·v with v = `direction`(s), J the Jacobian of the score; see
     /// [`Target::score_and_product`].
     pub fn score_and_product(
         &self,
@@ -69,18 +133,28 @@ impl TargetAtLevel {
         sigma: &Tensor,
         direction: &mut dyn FnMut(&Tensor) -> Tensor,
     ) -> (Tensor, Tensor) {
-        match self.inverse_temperature(x, sigma) {
-            Some(factor) => {
-                let (score, product) =
-                    self.target.score_and_product(x, &mut |score| direction(&(score * &factor)));
-                (score * &factor, product * factor)
-            }
-            None => self.target.score_and_product(x, direction),
+        let of_start = (1.0 - self.weight) / self.start.scale.powi(2);
+        if !self.is_evaluated() {
+            let score = self.start_score(x);
+            let product = direction(&score) * -of_start;
+            return (score, product);
         }
-    }
-
-    /// 1/T of each row, if tempered.
-    fn inverse_temperature(&self, x: &Tensor, sigma: &Tensor) -> Option<Tensor> {
-        self.tempered_from.map(|sigma0| per_row(&(sigma0 / sigma).square(), x))
+        if self.weight == 1.0 && self.target.tempered_from.is_none() {
+            return self.target.target.score_and_product(x, direction);
+        }
+        let factor = self.target.inverse_temperature(x, sigma);
+        let scaled = |value: &Tensor| factor.as_ref().map_or_else(|| value.shallow_clone(), |f| value * f);
+        let mut along = None;
+        let (score, product) = self.target.target.score_and_product(x, &mut |score| {
+            let v = direction(&self.blend(x, scaled(score)));
+            along = Some(v.shallow_clone());
+            v
+        });
+        let product = scaled(&product);
+        let score = self.blend(x, scaled(&score));
+        match along {
+            Some(v) if self.weight != 1.0 => (score, product * self.weight - v * of_start),
+            _ => (score, product),
+        }
     }
 }

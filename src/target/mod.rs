@@ -12,7 +12,7 @@ use tch::Tensor;
 
 pub use energy::EnergyTarget;
 pub use gaussian::Gaussian;
-pub use level::TargetAtLevel;
+pub use level::{StartingGaussian, TargetAtLevel, TargetOnPath};
 pub use torchscript::TorchScriptTarget;
 
 use crate::rng::Generator;
@@ -56,7 +56,11 @@ pub trait Target {
     ///
     /// The direction may depend on the score, because a Fisher field's does: the score is computed once and
     /// differentiated once.
-    fn score_and_product(&self, x: &Tensor, direction: &mut dyn FnMut(&Tensor) -> Tensor) -> (Tensor, Tensor) {
+    fn score_and_product(
+        &self,
+        x: &Tensor,
+        direction: &mut dyn FnMut(&Tensor) -> Tensor,
+    ) -> (Tensor, Tensor) {
         let x = x.detach().set_requires_grad(true);
         let total = self.log_density(&x).sum(None);
         let score = Tensor::run_backward(&[total], &[&x], true, true).remove(0);

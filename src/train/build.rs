@@ -72,6 +72,7 @@ impl Networks {
             depth: file.score.depth,
             scale: file.sampler.initial_scale,
             offset: file.sampler.initial_offset,
+            base: file.score.base,
             starts_as_denoiser: file.score.start == Start::Energy,
         })
         .map_err(SetupError::Network)?;

@@ -8,8 +8,9 @@ use tch::Tensor;
 use super::TrainError;
 use super::adam::Adam;
 use super::average::Average;
+use super::clip::RunningNorm;
 use super::observer::FitRow;
-use super::reduce::{clip, reduce};
+use super::reduce::reduce;
 use super::schedule::learning_rate_factor;
 use crate::comm::World;
 use crate::config::FitSection;
@@ -34,7 +35,7 @@ pub(super) fn fit(
         let value = loss(parameters.tracked(), iteration);
         let (gradient, _) = parameters.tracked().gradient(&value, &[]);
         let reduced = reduce(world, &[&gradient], &[&value.detach()])?;
-        let gradient_norm = clip(&reduced.gradients[0], settings.clip_norm);
+        let gradient_norm = RunningNorm::default().clip(&reduced.gradients[0], settings.clip_norm, 0.0);
         if !gradient_norm.is_finite() || !reduced.statistics[0].is_finite() {
             return Err(TrainError::Diverged { iteration: iteration + 1, what: "loss or gradient" });
         }

@@ -31,29 +31,9 @@ pub fn reduce(world: &World, gradients: &[&Tensor], statistics: &[&Tensor]) -> R
     Ok(Reduced { gradients, statistics })
 }
 
-/// Norm of a gradient, after scaling it down in place to at most `limit` (0: no limit). The norm is from
-/// before.
-pub(super) fn clip(gradient: &Tensor, limit: f64) -> f64 {
-    let norm = gradient.norm().double_value(&[]);
-    if limit > 0.0 && norm > limit {
-        let _ = gradient.shallow_clone().g_mul_scalar_(limit / norm);
-    }
-    norm
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn clip_scales_long_gradients_to_the_limit_and_leaves_short_ones() {
-        let gradient = Tensor::from_slice(&[3f32, 4.0]); // of norm 5
-        assert_eq!(clip(&gradient, 0.0), 5.0);
-        assert_eq!(clip(&gradient, 6.0), 5.0);
-        assert_eq!(gradient, Tensor::from_slice(&[3f32, 4.0]));
-        assert_eq!(clip(&gradient, 2.5), 5.0);
-        assert_eq!(gradient, Tensor::from_slice(&[1.5f32, 2.0]));
-    }
 
     #[test]
     fn one_buffer_comes_back_as_the_parts_it_was_made_of() {

@@ -10,13 +10,14 @@ use super::TrainError;
 use super::build::Networks;
 use super::checkpoint;
 use super::observer::{Event, Observer, Row};
-use super::reduce::{clip, reduce};
+use super::reduce::reduce;
 use super::schedule::learning_rate_factor;
 use super::state::State;
 use crate::comm::World;
-use crate::config::{Plan, Schedule};
-use crate::method::{Perturbed, ScoreAt, sampler_field, score_loss, score_loss_and_products};
+use crate::config::{Plan, Schedule, ScoreBase};
+use crate::method::{FieldValue, Perturbed, ScoreAt, sampler_field, score_loss, score_loss_and_products};
 use crate::rng::{Shards, Stream};
+use crate::target::{StartingGaussian, TargetOnPath};
 
 /// A request to stop at the next iteration boundary, set from a signal handler.
 pub type Stop = AtomicBool;
@@ -184,6 +185,18 @@ impl<'a> Trainer<'a> {
         base * learning_rate_factor(fraction, settings.cosine_from, settings.final_lr_fraction)
     }
 
+    /// The target as it stands after `fraction` of training.
+    fn target(&self, fraction: f64) -> TargetOnPath<'a> {
+        let spec = self.networks.sampler.spec();
+        let start = StartingGaussian { offset: spec.initial_offset, scale: spec.initial_scale };
+        self.networks.target.on_path(start, self.plan.file.method.target_weight(fraction))
+    }
+
+    /// Every rank has as many rows, so the evaluations of all ranks are known without asking.
+    fn count(&self, state: &mut State, evaluations: i64) {
+        state.target_evaluations += evaluations as u64 * self.world.size as u64;
+    }
+
     /// Algorithm 1, step 1: one Adam update of the score network on fresh samples.
     fn score_update(&self, state: &mut State, fraction: f64) -> Result<Update, TrainError> {
         let (settings, section) = (&self.plan.file.train, &self.plan.file.method);
@@ -191,9 +204,16 @@ impl<'a> Trainer<'a> {
         let x0 = no_grad(|| self.networks.sampler.forward(state.sampler.frozen(), &draw.z));
         let at = self.perturb(&x0, &draw);
         let rows = self.global_rows(&at);
-        let loss = score_loss(section, &self.networks.score, state.score.tracked(), &at, rows);
+        let target = self.target(fraction);
+        let base = (self.networks.score.spec().base == ScoreBase::Target).then(|| {
+            let evaluations = if target.is_evaluated() { at.rows() } else { 0 };
+            self.count(state, evaluations);
+            target.score(&at.x, &at.sigma)
+        });
+        let network = (&self.networks.score, state.score.tracked());
+        let loss = score_loss(section, network, &at, base.as_ref(), rows);
         let reduced = reduce(self.world, &[&loss.gradient], &[&loss.value])?;
-        let gradient_norm = clip(&reduced.gradients[0], settings.score_clip_norm);
+        let gradient_norm = self.clip_score(state, &reduced.gradients[0]);
         finite(state.iteration, "score network's loss or gradient", &[reduced.statistics[0], gradient_norm])?;
         let step = self.learning_rate(settings.score_lr, fraction);
         state.score_adam.update(state.score.flat(), &reduced.gradients[0], step);
@@ -212,10 +232,12 @@ impl<'a> Trainer<'a> {
         let draw = self.draw(Stream::SamplerUpdate, state.iteration, fraction);
         let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);
         let at = self.perturb(&x0, &draw);
-        let score = ScoreAt::evaluate(&self.networks.score, state.score.frozen(), &at);
-        let (gradient, loss) = self.pull_back(state, &x0, &at, &score);
+        let network = (&self.networks.score, state.score.frozen());
+        let value = self
+            .field(state, fraction, &x0, &at, &mut |base| ScoreAt::evaluate(network.0, network.1, &at, base));
+        let (gradient, loss) = self.pull_back(state, &x0, value);
         let reduced = reduce(self.world, &[&gradient], &[&loss, &stop_flag(stop, loss.device())])?;
-        let gradient_norm = clip(&reduced.gradients[0], settings.sampler_clip_norm);
+        let gradient_norm = self.clip_sampler(state, &reduced.gradients[0]);
         finite(state.iteration, "sampler's loss or gradient", &[reduced.statistics[0], gradient_norm])?;
         let step = self.learning_rate(settings.sampler_lr, fraction);
         state.sampler_adam.update(state.sampler.flat(), &reduced.gradients[0], step);
@@ -234,13 +256,19 @@ impl<'a> Trainer<'a> {
         let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);
         let at = self.perturb(&x0, &draw);
         let rows = self.global_rows(&at);
-        let (score_loss, score) =
-            score_loss_and_products(section, &self.networks.score, state.score.tracked(), &at, rows);
-        let (gradient, loss) = self.pull_back(state, &x0, &at, &score);
+        let network = (&self.networks.score, state.score.tracked());
+        let mut score_loss = None;
+        let value = self.field(state, fraction, &x0, &at, &mut |base| {
+            let (loss, score) = score_loss_and_products(section, network, &at, base, rows);
+            score_loss = Some(loss);
+            score
+        });
+        let score_loss = score_loss.expect("every field asks for the score network");
+        let (gradient, loss) = self.pull_back(state, &x0, value);
         let statistics = [&score_loss.value, &loss, &stop_flag(stop, loss.device())];
         let reduced = reduce(self.world, &[&score_loss.gradient, &gradient], &statistics)?;
-        let score_norm = clip(&reduced.gradients[0], settings.score_clip_norm);
-        let sampler_norm = clip(&reduced.gradients[1], settings.sampler_clip_norm);
+        let score_norm = self.clip_score(state, &reduced.gradients[0]);
+        let sampler_norm = self.clip_sampler(state, &reduced.gradients[1]);
         finite(state.iteration, "score network's loss or gradient", &[reduced.statistics[0], score_norm])?;
         finite(state.iteration, "sampler's loss or gradient", &[reduced.statistics[1], sampler_norm])?;
         let score_step = self.learning_rate(settings.score_lr, fraction);
@@ -253,17 +281,39 @@ impl<'a> Trainer<'a> {
         Ok((score, sampler, reduced.statistics[2] > 0.0))
     }
 
-    /// Evaluates the field at `x0` `[B, …]` and pulls it back through the sampler: the flat gradient `[P]`
-    /// and the loss of this rank's rows, both divided by the global batch.
-    fn pull_back(&self, state: &mut State, x0: &Tensor, at: &Perturbed, score: &ScoreAt) -> (Tensor, Tensor) {
-        let batch = self.plan.file.train.batch as f64;
+    /// The field of this point of training at `x0` `[B, …]`, with the score network as `score_at` evaluates it.
+    fn field(
+        &self,
+        state: &State,
+        fraction: f64,
+        x0: &Tensor,
+        at: &Perturbed,
+        score_at: &mut dyn FnMut(Option<&Tensor>) -> ScoreAt,
+    ) -> FieldValue {
+        let section = &self.plan.file.method;
         let network = (&self.networks.score, state.score.frozen());
-        let value = sampler_field(&self.plan.file.method, &self.networks.target, network, x0, at, score);
-        // Every rank has as many rows, so the evaluations of all ranks are known without asking.
-        state.target_evaluations += value.evaluations as u64 * self.world.size as u64;
+        let method = (section, section.kind_at(fraction));
+        sampler_field(method, &self.target(fraction), network, x0, at, score_at)
+    }
+
+    /// Pulls a field at `x0` `[B, …]` back through the sampler: the flat gradient `[P]` and the loss of this
+    /// rank's rows, both divided by the global batch.
+    fn pull_back(&self, state: &mut State, x0: &Tensor, value: FieldValue) -> (Tensor, Tensor) {
+        let batch = self.plan.file.train.batch as f64;
+        self.count(state, value.evaluations);
         let along = (x0 * value.gradient).sum(None) / batch;
         let (gradient, _) = state.sampler.tracked().gradient(&along, &[]);
         (gradient, value.loss.sum(None) / batch)
+    }
+
+    fn clip_score(&self, state: &mut State, gradient: &Tensor) -> f64 {
+        let settings = &self.plan.file.train;
+        state.score_norm.clip(gradient, settings.score_clip_norm, settings.clip_factor)
+    }
+
+    fn clip_sampler(&self, state: &mut State, gradient: &Tensor) -> f64 {
+        let settings = &self.plan.file.train;
+        state.sampler_norm.clip(gradient, settings.sampler_clip_norm, settings.clip_factor)
     }
 }
 

@@ -10,6 +10,7 @@ use tch::{Device, Kind, Tensor};
 use super::adam::Adam;
 use super::average::Average;
 use super::build::Networks;
+use super::clip::RunningNorm;
 use crate::config::{Plan, Start};
 use crate::model::{Parameters, WeightsError, WeightsFile};
 use crate::rng::Stream;
@@ -47,6 +48,10 @@ pub struct State {
     pub score_adam: Adam,
     /// The sampler's averaged weights: what is evaluated and handed out.
     pub average: Average,
+    /// Running norm of the sampler's gradient.
+    pub sampler_norm: RunningNorm,
+    /// Running norm of the score network's gradient.
+    pub score_norm: RunningNorm,
     /// Iterations done.
     pub iteration: u64,
     /// Score updates done, warm-up included.
@@ -75,6 +80,8 @@ impl State {
             average: Average::new(&sampler, file.train.ema_half_life_samples),
             sampler,
             score,
+            sampler_norm: RunningNorm::default(),
+            score_norm: RunningNorm::default(),
             iteration: 0,
             score_updates: 0,
             target_evaluations: 0,
@@ -116,6 +123,8 @@ impl State {
             ("sampler_adam_updates", self.sampler_adam.updates.to_string()),
             ("score_adam_updates", self.score_adam.updates.to_string()),
             ("target_evaluations", self.target_evaluations.to_string()),
+            ("sampler_norm", format!("{:e}", self.sampler_norm.0)),
+            ("score_norm", format!("{:e}", self.score_norm.0)),
             ("wall_seconds", format!("{:e}", self.wall_seconds)),
         ]);
         WeightsFile::save(path, &tensors, &metadata)
@@ -147,6 +156,8 @@ impl State {
         self.score_updates = count("score_updates")?;
         self.target_evaluations = count("target_evaluations")?;
         self.wall_seconds = file.described("wall_seconds")?;
+        self.sampler_norm = RunningNorm(file.described("sampler_norm")?);
+        self.score_norm = RunningNorm(file.described("score_norm")?);
         self.sampler_adam.updates = sampler_updates as i64;
         self.score_adam.updates = score_updates as i64;
         for (name, buffer) in self.buffers() {
