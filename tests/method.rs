@@ -6,7 +6,7 @@ use dft::method::{
     Cotangents, Perturbed, ScoreAt, ScoreCotangent, cotangents, sampler_field, score_loss,
     score_loss_and_products,
 };
-use dft::model::{Parameters, ScoreNetwork, ScoreSpec};
+use dft::model::{Base, Parameters, ScoreNetwork, ScoreSpec};
 use dft::rng::{Generator, Stream};
 use dft::target::{Gaussian, StartingGaussian, Target, TargetAtLevel, TargetOnPath};
 use tch::{Device, Kind, Tensor};
@@ -159,7 +159,7 @@ fn kl_field_pulled_back_is_the_gradient_of_the_kl_divergence() {
 }
 
 /// A score network in f64 and noisy samples for it.
-fn network_on(base: ScoreBase) -> (ScoreNetwork, Parameters, MethodSection) {
+fn network_on(base: ScoreBase, tail_scaling: bool) -> (ScoreNetwork, Parameters, MethodSection) {
     let spec = ScoreSpec {
         kind: ScoreKind::Mlp,
         shape: vec![3],
@@ -168,6 +168,7 @@ fn network_on(base: ScoreBase) -> (ScoreNetwork, Parameters, MethodSection) {
         scale: 1.5,
         offset: 0.2,
         base,
+        tail_scaling,
         starts_as_denoiser: false,
     };
     let network = ScoreNetwork::new(&spec).unwrap();
@@ -185,7 +186,7 @@ fn network_on(base: ScoreBase) -> (ScoreNetwork, Parameters, MethodSection) {
 }
 
 fn network() -> (ScoreNetwork, Parameters, MethodSection) {
-    network_on(ScoreBase::Gaussian)
+    network_on(ScoreBase::Gaussian, false)
 }
 
 fn draws(rows: i64) -> (Tensor, Tensor, Tensor) {
@@ -204,7 +205,7 @@ fn evaluate(
     at: &Perturbed,
 ) -> dft::method::FieldValue {
     let weights = parameters.frozen();
-    let mut score = |base: Option<&Tensor>| ScoreAt::evaluate(network, weights, at, base);
+    let mut score = |base: Base, wants: bool| ScoreAt::evaluate((network, weights), at, base, wants);
     sampler_field((section, section.kind), target, (network, weights), x0, at, &mut score)
 }
 
@@ -238,8 +239,9 @@ fn two_vector_jacobian_products_equal_the_two_term_loss_by_autograd() {
     let (network, parameters, section) = network();
     let (x0, eps, sigma) = draws(7);
     let weights = parameters.frozen();
-    let (loss, expected) =
-        two_term_loss(&x0, &eps, &sigma, section.field_power, &|x, s| network.score(weights, x, s, None));
+    let (loss, expected) = two_term_loss(&x0, &eps, &sigma, section.field_power, &|x, s| {
+        network.score(weights, x, s, Base::Start(1.0))
+    });
     let target = TargetAtLevel::new(Box::new(gaussian()), None);
     let at = Perturbed::new(&x0, &eps, &sigma, section.variance);
     let found = evaluate(&section, &whole(&target), (&network, &parameters), &x0, &at);
@@ -296,13 +298,13 @@ fn one_joint_backward_gives_the_score_gradient_and_the_product_of_two() {
     let (x0, eps, sigma) = draws(6);
     let at = Perturbed::new(&x0, &eps, &sigma, Variance::Antithetic);
     let tracked = (&network, parameters.tracked());
-    let alone = score_loss(&section, tracked, &at, None, 20);
-    let product = ScoreAt::evaluate(&network, parameters.frozen(), &at, None);
-    let (joint, joint_at) = score_loss_and_products(&section, tracked, &at, None, 20);
+    let alone = score_loss(&section, tracked, &at, Base::Start(1.0), 20);
+    let product = ScoreAt::evaluate((&network, parameters.frozen()), &at, Base::Start(1.0), true);
+    let (joint, joint_at) = score_loss_and_products(&section, tracked, &at, Base::Start(1.0), 20, true);
     assert!(joint.gradient.allclose(&alone.gradient, 1e-12, 1e-12, false));
     assert!(joint.value.allclose(&alone.value, 1e-12, 1e-12, false));
     assert!(joint_at.score.allclose(&product.score, 1e-12, 1e-12, false));
-    assert!(joint_at.product.allclose(&product.product, 1e-9, 1e-9, false));
+    assert!(joint_at.product.unwrap().allclose(&product.product.unwrap(), 1e-9, 1e-9, false));
 }
 
 #[test]
@@ -356,9 +358,10 @@ fn dot(a: &Tensor, b: &Tensor) -> Tensor {
 #[test]
 fn every_field_is_the_gradient_of_its_loss_on_either_base_and_along_the_path() {
     // The losses as their papers write them, differentiated by autograd through both scores.
-    for base in [ScoreBase::Gaussian, ScoreBase::Target] {
+    let bases = [ScoreBase::Gaussian, ScoreBase::Fading, ScoreBase::Target];
+    for (base, tails) in bases.into_iter().flat_map(|base| [(base, false), (base, true)]) {
         for weight in [1.0, 0.3] {
-            let (network, parameters, mut section) = network_on(base);
+            let (network, parameters, mut section) = network_on(base, tails);
             let weights = parameters.frozen();
             section.field_power = 0.0;
             section.alpha = 1.2;
@@ -370,7 +373,7 @@ fn every_field_is_the_gradient_of_its_loss_on_either_base_and_along_the_path() {
             let noise = at.noise_score();
             let s_q =
                 |x: &Tensor| gaussian().score(x) * weight - (x - 0.4) * ((1.0 - weight) / 1.7f64.powi(2));
-            let s_phi = |x: &Tensor| network.score(weights, x, &sigma, network.base(&s_q(x)));
+            let s_phi = |x: &Tensor| network.score(weights, x, &sigma, network.base(&s_q(x), weight));
             let u = |x: &Tensor| s_phi(x) - s_q(x);
             let path = |x: &Tensor| u(x).square().sum_dim_intlist(1i64, false, None);
             let sid = |x: &Tensor| -dot(&u(x), &(s_q(x) + &noise)) * 2.0 - path(x) * 2.4;
@@ -418,6 +421,7 @@ fn fisher_field_without_denoising_is_the_mean_of_the_dft_field_over_the_noise() 
         scale: 1.3,
         offset: 0.2,
         base: ScoreBase::Gaussian,
+        tail_scaling: false,
         starts_as_denoiser: false,
     };
     let network = ScoreNetwork::new(&spec).unwrap();

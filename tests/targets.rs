@@ -5,8 +5,8 @@ use std::rc::Rc;
 use dft::config::EnergyKind;
 use dft::model::{EnergyNetwork, EnergySpec, Parameters};
 use dft::rng::{Generator, Stream};
-use dft::target::{Gaussian, StartingGaussian, Target, TargetAtLevel, TorchScriptTarget};
-use tch::{CModule, Device, Kind, Tensor};
+use dft::target::{Gaussian, StartingGaussian, Target, TargetAtLevel};
+use tch::{Device, Kind, Tensor};
 
 /// An energy network in f64, which weights files do not hold.
 struct DoubleEnergy {
@@ -125,33 +125,4 @@ fn tempered_score_is_scaled_by_the_square_of_sigma0_over_sigma() {
     assert!(score.allclose(&(plain * &factor), 1e-12, 1e-12, false));
     assert!(product.allclose(&(plain_product * &factor), 1e-12, 1e-12, false));
     assert!(target.score(&x, &sigma).allclose(&score, 1e-12, 1e-12, false));
-}
-
-#[test]
-fn torchscript_density_has_the_score_of_the_same_density_in_closed_form() {
-    // −|x|²/2 as a traced module: its score is −x.
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("normal.pt");
-    let x = Tensor::ones([2, 3], (Kind::Float, Device::Cpu));
-    let mut density = |inputs: &[Tensor]| vec![inputs[0].square().sum_dim_intlist(1i64, false, None) * -0.5];
-    CModule::create_by_tracing("normal", "forward", &[x], &mut density).unwrap().save(&path).unwrap();
-    let target = TorchScriptTarget::load(&path, &[3], Device::Cpu).unwrap();
-    let x = normal(&[4, 3], 0).to_kind(Kind::Float);
-    let (score, product) = target.score_and_product(&x, &mut |score| score.shallow_clone());
-    assert!(score.allclose(&-&x, 1e-6, 1e-6, false));
-    assert!(product.allclose(&x, 1e-6, 1e-6, false)); // H = −I and v = −x
-}
-
-#[test]
-fn torchscript_module_of_another_shape_is_rejected_with_what_it_returns() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("wrong.pt");
-    let x = Tensor::ones([2, 3], (Kind::Float, Device::Cpu));
-    let mut identity = |inputs: &[Tensor]| vec![&inputs[0] * 1.0];
-    CModule::create_by_tracing("wrong", "forward", &[x], &mut identity).unwrap().save(&path).unwrap();
-    let message = TorchScriptTarget::load(&path, &[3], Device::Cpu).unwrap_err().to_string();
-    assert!(message.contains("[2, 3]"), "{message}");
-    let message =
-        TorchScriptTarget::load(&directory.path().join("absent.pt"), &[3], Device::Cpu).unwrap_err();
-    assert!(message.to_string().contains("no such file"));
 }

@@ -45,6 +45,14 @@ pub fn device_name(world: &World) -> &'static str {
 pub fn target_name(target: &TargetSection) -> &'static str {
     match target {
         TargetSection::Gaussian { .. } => "gaussian",
+        TargetSection::Mog2 { .. } => "mog2",
+        TargetSection::Rosenbrock {} => "rosenbrock",
+        TargetSection::Donut {} => "donut",
+        TargetSection::Funnel {} => "funnel",
+        TargetSection::Squiggle {} => "squiggle",
+        TargetSection::Gmm40 {} => "gmm40",
+        TargetSection::Ring { .. } => "ring",
+        TargetSection::Mixture { .. } => "mixture",
         TargetSection::Energy { .. } => "energy",
         TargetSection::Torchscript { .. } => "torchscript",
     }
@@ -113,7 +121,10 @@ pub fn record_evaluation(
     for (name, score) in metrics {
         let (value, floor) = (leaked(name.clone()), leaked(format!("{name}_floor")));
         row.push((Column::new(value, "1", "score of the averaged sampler"), score.value.into()));
-        row.push((Column::new(floor, "1", "the same score of as many real samples"), score.floor.into()));
+        row.push((
+            Column::new(floor, "1", "the same score of as many real samples"),
+            score.floor.unwrap_or(f64::NAN).into(),
+        ));
     }
     if let Some(score) = metrics.values().next() {
         row.push((Column::new("samples", "1", "number of samples"), score.samples.into()));
@@ -139,7 +150,10 @@ pub fn record_moments(
                 Column::new("value", "1", "Fréchet distance of the features to the reference"),
                 score.value.into(),
             ),
-            (Column::new("floor", "1", "the same distance for as many real samples"), score.floor.into()),
+            (
+                Column::new("floor", "1", "the same distance for as many real samples"),
+                score.floor.unwrap_or(f64::NAN).into(),
+            ),
         ],
     )?;
     let (name, sha256) = extractor.identity();

@@ -160,6 +160,10 @@ pub struct MethodSection {
     /// initial_scale² I), to q along the geometric path; 0 means q throughout.
     #[serde(default)]
     pub anneal_until: f64,
+    /// The first distribution's part in that path falls as (1 − t)^anneal_power, t from 0 to 1: above 1 it lets go
+    /// of a heavy tail gently.
+    #[serde(default = "one")]
+    pub anneal_power: f64,
     /// Noise levels, in the units of x.
     pub sigma: SigmaPath,
     /// Remedy for the variance.
@@ -192,7 +196,10 @@ impl MethodSection {
 
     /// Weight of the target against the sampler's first distribution after `fraction` of training, 0 to 1.
     pub fn target_weight(&self, fraction: f64) -> f64 {
-        if self.anneal_until == 0.0 { 1.0 } else { (fraction / self.anneal_until).min(1.0) }
+        if fraction >= self.anneal_until {
+            return 1.0;
+        }
+        1.0 - (1.0 - fraction / self.anneal_until).powf(self.anneal_power)
     }
 
     /// All fields of the run.
@@ -249,6 +256,8 @@ mod tests {
         assert_eq!(kinds, [Kl, Kl, Hybrid, Hybrid, Dft]);
         let weights = [0.0, 0.1, 0.4, 1.0].map(|fraction| section.target_weight(fraction));
         assert_eq!(weights, [0.0, 0.25, 1.0, 1.0]);
+        section.anneal_power = 2.0; // half way, a quarter of the first distribution is left
+        assert_eq!(section.target_weight(0.2), 0.75);
     }
 
     #[test]

@@ -3,18 +3,27 @@
 //! A file is read with unknown keys denied, `--set section.key=value` is applied, and `check(world
 //! size)` turns it into a plan. All paths are relative to the current directory.
 
+mod compare;
 mod fit;
 mod load;
+mod mcmc;
 mod method;
 mod network;
 mod run;
 mod train;
 
+pub use compare::{
+    Budget, CompareFile, ComparePlan, CompareRunSection, MethodEntry, PointScoreSection, TargetEntry,
+};
 pub use fit::{EnergyFile, EnergyPlan, EnergySection, FeaturesFile, FeaturesPlan, FitSection};
 pub use load::{ConfigError, load, parse};
+pub use mcmc::{
+    HmcSettings, MalaSettings, McmcSection, NutsSettings, SgldSettings, StepSizes, SvgdSettings, UlaSettings,
+};
 pub use method::{FieldKind, MethodSection, Phase, Schedule, ScoreWeight, SigmaKnot, SigmaPath, Variance};
 pub use network::{
-    EnergyKind, SamplerKind, SamplerSection, ScoreBase, ScoreKind, ScoreSection, Start, TargetSection,
+    Deviations, EnergyKind, SamplerKind, SamplerSection, ScoreBase, ScoreKind, ScoreSection, Start,
+    TargetSection,
 };
 pub use run::{ComputeSection, DeviceRequest, RunSection};
 pub use train::{CheckpointSection, EvaluateSection, Features, Plan, TrainFile, TrainSection};

@@ -46,6 +46,9 @@ pub enum ScoreBase {
     /// The score of the sampler's first distribution, N(initial_offset, initial_scale² I).
     #[default]
     Gaussian,
+    /// That score too, with the weight that the first distribution has on the path to the target
+    /// (`method.anneal_until`): nothing once the path is done.
+    Fading,
     /// The target's own score: the network learns the difference, which is small at the end and stays bounded
     /// where the target's score does not. It costs an evaluation of the target for each row of a score update.
     Target,
@@ -55,12 +58,53 @@ pub enum ScoreBase {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
 pub enum TargetSection {
-    /// A Gaussian in closed form.
+    /// A Gaussian in closed form. Without mean and covariance: the paper's, in two dimensions.
     Gaussian {
         /// Mean, `[D]`.
-        mean: Vec<f64>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mean: Option<Vec<f64>>,
         /// Covariance, `[D][D]`, symmetric and positive definite.
-        covariance: Vec<Vec<f64>>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        covariance: Option<Vec<Vec<f64>>>,
+    },
+    /// Two Gaussians of covariance I/2 at (−2, 2) and (2, −2).
+    Mog2 {
+        /// Weights of the two; equal if not given.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        weights: Vec<f64>,
+    },
+    // Braces, because serde would let unknown keys of a unit variant pass.
+    /// A Gaussian bent along a parabola.
+    Rosenbrock {},
+    /// A ring of radius 2.5.
+    Donut {},
+    /// Neal's funnel: x2 ~ N(4, 3²), x1 given x2 ~ N(1, exp(x2)).
+    Funnel {},
+    /// A Gaussian bent along a sine.
+    Squiggle {},
+    /// Forty Gaussians in [−40, 40]².
+    Gmm40 {},
+    /// Gaussians on a circle in the plane.
+    Ring {
+        /// How many.
+        #[serde(default = "default_ring_modes")]
+        modes: usize,
+        /// Radius of the circle.
+        #[serde(default = "default_ring_radius")]
+        radius: f64,
+        /// Standard deviation of each Gaussian.
+        #[serde(default = "default_ring_deviation")]
+        deviation: f64,
+    },
+    /// A mixture of isotropic Gaussians in any dimension.
+    Mixture {
+        /// Means, `[M][D]`.
+        means: Vec<Vec<f64>>,
+        /// Standard deviations: one for all, or one for each.
+        deviations: Deviations,
+        /// Weights, `[M]`, with sum 1; equal if not given.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        weights: Vec<f64>,
     },
     /// An energy network of ours: q = exp(−E).
     Energy {
@@ -86,22 +130,56 @@ pub enum TargetSection {
     },
 }
 
+/// Standard deviations of a mixture's components: `0.5` or `[0.5, 1.0]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "target.deviations should be a number, or a list with one for each component")]
+pub enum Deviations {
+    /// One for all.
+    Common(f64),
+    /// One for each.
+    Each(Vec<f64>),
+}
+
+impl Deviations {
+    /// The one, or all of them.
+    pub fn values(&self) -> &[f64] {
+        match self {
+            Deviations::Common(value) => std::slice::from_ref(value),
+            Deviations::Each(values) => values,
+        }
+    }
+}
+
 impl TargetSection {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        let TargetSection::Torchscript { shape, tempered, sigma0, .. } = self else { return Ok(()) };
-        let is_shape =
-            matches!(shape.len(), 1 | 3) && shape.iter().all(|length| (1..1 << 20).contains(length));
-        let level = sigma0.map_or("nothing".to_string(), |level| level.to_string());
-        require(&[
-            (is_shape, "target.shape", &format!("{shape:?}"), "[D] or [C, H, W], each 1 or more"),
-            (
-                *tempered == sigma0.is_some_and(|level| level > 0.0),
-                "target.sigma0",
-                &level,
-                "a level above 0 together with target.tempered = true, or neither",
-            ),
-        ])
+        match self {
+            TargetSection::Torchscript { shape, tempered, sigma0, .. } => {
+                let is_shape =
+                    matches!(shape.len(), 1 | 3) && shape.iter().all(|length| (1..1 << 20).contains(length));
+                let level = sigma0.map_or("nothing".to_string(), |level| level.to_string());
+                require(&[
+                    (is_shape, "target.shape", &format!("{shape:?}"), "[D] or [C, H, W], each 1 or more"),
+                    (
+                        *tempered == sigma0.is_some_and(|level| level > 0.0),
+                        "target.sigma0",
+                        &level,
+                        "a level above 0 together with target.tempered = true, or neither",
+                    ),
+                ])
+            }
+            TargetSection::Ring { modes, radius, deviation } => require(&[
+                (*modes >= 1, "target.modes", &modes.to_string(), "1 or more"),
+                (is_length(*radius), "target.radius", &radius.to_string(), "a length above 0"),
+                (is_length(*deviation), "target.deviation", &deviation.to_string(), "a length above 0"),
+            ]),
+            // What else can be wrong is found where the target is built, before any work.
+            _ => Ok(()),
+        }
     }
+}
+
+fn is_length(value: f64) -> bool {
+    value > 0.0 && value.is_finite()
 }
 
 /// What a network's parameters start from.
@@ -136,6 +214,10 @@ pub struct SamplerSection {
     /// Mean of the first samples (of a U-Net's input).
     #[serde(default)]
     pub initial_offset: f64,
+    /// Factor on the first weights of an `mlp`'s hidden layers: above 1 the first samples respond to more
+    /// directions of the latent.
+    #[serde(default = "default_scale")]
+    pub initial_gain: f64,
     /// What the parameters start from.
     #[serde(default)]
     pub start: Start,
@@ -156,11 +238,27 @@ pub struct ScoreSection {
     /// What the output of an `mlp` is added to.
     #[serde(default)]
     pub base: ScoreBase,
+    /// For an `mlp` on a target with heavy tails: each coordinate of the output falls as 1/sqrt(1 + u²), as the score
+    /// of a heavy tail does, and each coordinate of the loss is weighted by 1 + u², with u = (x − initial_offset) /
+    /// initial_scale.
+    #[serde(default)]
+    pub tail_scaling: bool,
     /// What the parameters start from.
     #[serde(default)]
     pub start: Start,
 }
 
+// The ring of the public code of FFJORD (Grathwohl et al., ICLR 2019), before it divides everything by sqrt(2): the
+// distance between neighbours is six standard deviations. GAN papers take radius 2 and deviation 0.02.
+fn default_ring_modes() -> usize {
+    8
+}
+fn default_ring_radius() -> f64 {
+    4.0
+}
+fn default_ring_deviation() -> f64 {
+    0.5
+}
 fn default_latent() -> i64 {
     4
 }

@@ -46,8 +46,10 @@ pub struct TrainSection {
     pub iterations: u64,
     /// Rows of the global batch, over all ranks.
     pub batch: usize,
-    /// Score updates in an iteration (K), when alternating.
-    pub score_updates: u64,
+    /// Score updates in an iteration (K): 5 if not given when alternating; 1 when simultaneous, where all but the
+    /// last come before the update of both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_updates: Option<u64>,
     /// Score updates before the first iteration.
     pub warmup_updates: u64,
     /// Adam's step size for the sampler.
@@ -73,13 +75,23 @@ pub struct TrainSection {
     pub ema_half_life_samples: f64,
 }
 
+impl TrainSection {
+    /// Score updates in an iteration.
+    pub fn score_updates(&self) -> u64 {
+        self.score_updates.unwrap_or(match self.schedule {
+            Schedule::Alternating => 5,
+            Schedule::Simultaneous => 1,
+        })
+    }
+}
+
 impl Default for TrainSection {
     fn default() -> Self {
         TrainSection {
             schedule: Schedule::Alternating,
             iterations: 2000,
             batch: 480,
-            score_updates: 5,
+            score_updates: None,
             warmup_updates: 300,
             sampler_lr: 2e-4,
             score_lr: 2e-3,
@@ -146,6 +158,9 @@ pub struct EvaluateSection {
     pub every: u64,
     /// Samples in an evaluation, over all ranks.
     pub samples: usize,
+    /// Independent sets of `samples` points that KSD, MMD, Wasserstein distances, mode fractions and moments are
+    /// measured on, each the mean over the sets; 0 means none of these. For targets on vectors.
+    pub point_sets: usize,
     /// Features of the Fréchet distance.
     pub features: Features,
     /// Weights of the LeNet-5.
@@ -166,6 +181,7 @@ impl Default for EvaluateSection {
         EvaluateSection {
             every: 0,
             samples: 1000,
+            point_sets: 0,
             features: Features::None,
             features_file: None,
             data: PathBuf::from("data/mnist"),
@@ -204,7 +220,9 @@ impl TrainFile {
     ///
     /// # Errors
     /// The first value that does not fit, what it should be, and what to do.
-    pub fn check(self, world_size: usize) -> Result<Plan, ConfigError> {
+    pub fn check(mut self, world_size: usize) -> Result<Plan, ConfigError> {
+        let score_updates = self.train.score_updates();
+        self.train.score_updates = Some(score_updates);
         let (train, evaluate) = (&self.train, &self.evaluate);
         self.compute.check("train.batch", train.batch, world_size)?;
         self.method.check()?;
@@ -212,7 +230,7 @@ impl TrainFile {
         let betas = |betas: &[f64; 2]| format!("[{}, {}]", betas[0], betas[1]);
         require(&[
             (train.iterations > 0, "train.iterations", &train.iterations, "1 or more"),
-            (train.score_updates > 0, "train.score_updates", &train.score_updates, "1 or more"),
+            (score_updates > 0, "train.score_updates", &score_updates, "1 or more"),
             (train.sampler_lr > 0.0, "train.sampler_lr", &train.sampler_lr, "a number above 0"),
             (train.score_lr > 0.0, "train.score_lr", &train.score_lr, "a number above 0"),
             (
@@ -266,6 +284,7 @@ impl TrainFile {
                 &self.sampler.initial_scale,
                 "above 0",
             ),
+            (self.sampler.initial_gain > 0.0, "sampler.initial_gain", &self.sampler.initial_gain, "above 0"),
             (self.score.width > 0, "score.width", &self.score.width, "1 or more"),
             (self.checkpoint.every > 0, "checkpoint.every", &self.checkpoint.every, "1 or more"),
             (self.checkpoint.keep > 0, "checkpoint.keep", &self.checkpoint.keep, "1 or more"),

@@ -6,7 +6,7 @@ use super::fisher::fisher_field;
 use super::perturb::Perturbed;
 use super::score::{ScoreAt, score_product};
 use crate::config::{FieldKind, MethodSection, Variance};
-use crate::model::{ScoreNetwork, Weights, per_row};
+use crate::model::{Base, ScoreNetwork, Weights, per_row};
 use crate::target::TargetOnPath;
 
 /// A field at the samples of one rank.
@@ -33,7 +33,7 @@ pub struct Cotangents {
 /// What the score network's Jacobian is contracted with.
 #[derive(Debug)]
 pub enum ScoreCotangent {
-    /// A factor for each row, `[R, 1, …]`, on s_phi + eps/sigma: that product comes with the score network's
+    /// A factor for each row, `[R, 1, …]`, on s_phi + eps/sigma: that product can come with the score network's
     /// loss at no cost.
     Denoising(Tensor),
     /// Anything else, `[R, …]`.
@@ -95,26 +95,28 @@ fn denoising_fisher_loss(at: &Perturbed, score: &Tensor, target: &Tensor) -> Ten
 
 /// The field `kind` at samples `x0` `[B, …]` perturbed as `at`.
 ///
-/// `score_at` evaluates the score network there, once, given its base ([`ScoreNetwork::base`]); `network` is
-/// asked again only for products that do not come with that.
+/// `score_at` evaluates the score network there, once, given its base ([`ScoreNetwork::base`]) and whether its product
+/// is of use; `network` is asked again only for products that do not come with that.
 pub fn sampler_field(
     (section, kind): (&MethodSection, FieldKind),
     target: &TargetOnPath,
     network: (&ScoreNetwork, &Weights),
     x0: &Tensor,
     at: &Perturbed,
-    score_at: &mut dyn FnMut(Option<&Tensor>) -> ScoreAt,
+    score_at: &mut dyn FnMut(Base, bool) -> ScoreAt,
 ) -> FieldValue {
     let rows = if target.is_evaluated() { at.rows() } else { 0 };
     let (field, score, target_score, mut evaluations) = match kind {
         FieldKind::Kl => {
             let target_score = target.score(&at.x, &at.sigma);
-            let score = score_at(network.0.base(&target_score)).score;
+            let base = network.0.base(&target_score, target.weight());
+            let score = score_at(base, false).score;
             (&score - &target_score, score, target_score, rows)
         }
         FieldKind::Fisher => {
             let target_score = target.score(&at.x, &at.sigma);
-            let score = score_at(network.0.base(&target_score)).score;
+            let base = network.0.base(&target_score, target.weight());
+            let score = score_at(base, false).score;
             let dimension = at.x.size()[1];
             // The score and its divergence's D products, each differentiated once more.
             (fisher_field(target, network, at), score, target_score, rows * (1 + 2 * (1 + dimension)))
@@ -146,28 +148,33 @@ fn contracted_field(
     target: &TargetOnPath,
     network: (&ScoreNetwork, &Weights),
     at: &Perturbed,
-    score_at: &mut dyn FnMut(Option<&Tensor>) -> ScoreAt,
+    score_at: &mut dyn FnMut(Base, bool) -> ScoreAt,
 ) -> (Tensor, Tensor, Tensor) {
     let mut of_network = None;
     // The network is evaluated where the target's score is known and its product not yet taken: its base may be
     // that score, and then the base's Jacobian is the target's and needs one product with the target's own.
     let (target_score, of_target) = target.score_and_product(&at.x, &at.sigma, &mut |target_score| {
-        let base = network.0.base(target_score);
-        let ScoreAt { score, product } = score_at(base);
+        let base = network.0.base(target_score, target.weight());
+        let wants_product = matches!(kind, FieldKind::Dft | FieldKind::Hybrid);
+        let ScoreAt { score, product } = score_at(base, wants_product);
         let Cotangents { direct, products } = cotangents(section, kind, at, &score, target_score);
         let (of_score, mut of_target) = products.expect("these fields have products");
-        let own = match of_score {
-            ScoreCotangent::Denoising(factor) => {
-                if base.is_some() {
+        let own = match (of_score, product) {
+            (ScoreCotangent::Denoising(factor), Some(product)) => {
+                if let Base::Target(_) = base {
                     of_target += (&score + at.noise_score()) * &factor;
                 }
                 product * factor
             }
-            ScoreCotangent::Other(cotangent) => {
-                if base.is_some() {
+            (of_score, _) => {
+                let cotangent = match of_score {
+                    ScoreCotangent::Denoising(factor) => (&score + at.noise_score()) * factor,
+                    ScoreCotangent::Other(cotangent) => cotangent,
+                };
+                if let Base::Target(_) = base {
                     of_target += &cotangent;
                 }
-                score_product(network, &at.x, &at.sigma, &cotangent)
+                score_product(network, &at.x, &at.sigma, base, &cotangent)
             }
         };
         of_network = Some((direct, own, score));
@@ -190,8 +197,9 @@ fn control_variate(
     at: &Perturbed,
 ) -> Tensor {
     let direction = at.noise_score() * 2.0;
-    let own = score_product(network, x0, &at.sigma, &direction);
-    if network.0.base(&own).is_some() {
+    let base = network.0.base(&direction, target.weight());
+    let own = score_product(network, x0, &at.sigma, base, &direction);
+    if let Base::Target(_) = base {
         return own; // the target's part and the base's cancel
     }
     let (_, of_target) = target.score_and_product(x0, &at.sigma, &mut |_| direction.shallow_clone());

@@ -18,7 +18,7 @@ pub fn fisher_field(
 ) -> Tensor {
     let x = at.x.detach().set_requires_grad(true);
     let target_score = target.differentiable_score(&x, &at.sigma);
-    let score = network.score(weights, &x, &at.sigma, network.base(&target_score));
+    let score = network.score(weights, &x, &at.sigma, network.base(&target_score, target.weight()));
     let difference = &score - target_score;
     let dimension = x.size()[1];
     let mut divergence = Tensor::zeros([x.size()[0]], (x.kind(), x.device()));

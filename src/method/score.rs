@@ -4,15 +4,16 @@ use tch::Tensor;
 
 use super::perturb::Perturbed;
 use crate::config::{MethodSection, ScoreWeight};
-use crate::model::{ScoreNetwork, Weights, per_row};
+use crate::model::{Base, ScoreNetwork, Weights, per_row};
 
 /// The score network at perturbed samples.
 #[derive(Debug)]
 pub struct ScoreAt {
     /// s_phi, `[R, …]`.
     pub score: Tensor,
-    /// J^T (s_phi + eps/sigma), `[R, …]`, J the Jacobian of the network's own part: without that of the base.
-    pub product: Tensor,
+    /// J^T (s_phi + eps/sigma), `[R, …]`, where it was asked for and comes at no cost. J is the Jacobian of the
+    /// network with its base, but without that of the target where the target is the base.
+    pub product: Option<Tensor>,
 }
 
 /// Value and gradient of the score network's loss over the rows of one rank.
@@ -24,34 +25,42 @@ pub struct ScoreLoss {
 }
 
 impl ScoreAt {
-    /// Evaluates the score network and its product: one forward, one backward with respect to its input only.
-    ///
-    /// `base` is what [`ScoreNetwork::base`] makes of the target's score at the same points.
+    /// Evaluates the score network, and its product if `wants_product`: one forward, one backward with respect to
+    /// its input only.
     pub fn evaluate(
-        network: &ScoreNetwork,
-        weights: &Weights,
+        (network, weights): (&ScoreNetwork, &Weights),
         at: &Perturbed,
-        base: Option<&Tensor>,
+        base: Base,
+        wants_product: bool,
     ) -> Self {
+        if !wants_product {
+            let score = network.score(weights, &at.x, &at.sigma, base).detach();
+            return ScoreAt { score, product: None };
+        }
         let x = at.x.detach().set_requires_grad(true);
         let score = network.score(weights, &x, &at.sigma, base);
         let along = (&score * (&score.detach() + at.noise_score())).sum(None);
         let product = Tensor::run_backward(&[along], &[&x], false, false).remove(0);
-        ScoreAt { score: score.detach(), product }
+        ScoreAt { score: score.detach(), product: Some(product) }
     }
 }
 
-/// J^T v at `x` `[R, …]` for any cotangent `v` `[R, …]`, J the Jacobian of the network's own part.
+/// J^T v at `x` `[R, …]` for any cotangent `v` `[R, …]`, J as in [`ScoreAt::product`].
 pub fn score_product(
     (network, weights): (&ScoreNetwork, &Weights),
     x: &Tensor,
     sigma: &Tensor,
+    base: Base,
     v: &Tensor,
 ) -> Tensor {
     let x = x.detach().set_requires_grad(true);
-    // A constant base takes the place of the built-in one where the target is the base, and has no Jacobian.
+    // The base is a constant here where it is the target's score, so its value does not matter.
     let nothing = v.zeros_like();
-    let along = (network.score(weights, &x, sigma, network.base(&nothing)) * v).sum(None);
+    let base = match base {
+        Base::Target(_) => Base::Target(&nothing),
+        start => start,
+    };
+    let along = (network.score(weights, &x, sigma, base) * v).sum(None);
     Tensor::run_backward(&[along], &[&x], false, false).remove(0)
 }
 
@@ -74,33 +83,41 @@ pub fn score_loss(
     section: &MethodSection,
     (network, weights): (&ScoreNetwork, &Weights),
     at: &Perturbed,
-    base: Option<&Tensor>,
+    base: Base,
     global_rows: i64,
 ) -> ScoreLoss {
     let score = network.score(weights, &at.x, &at.sigma, base);
-    let rows = ScoreNetwork::denoising_loss(&score, &at.eps, &at.sigma);
+    let rows = network.denoising_loss(&score, &at.x, &at.eps, &at.sigma);
     let loss = (rows * weights_of_rows(section, &at.sigma)).sum(None) / global_rows as f64;
     let (gradient, _) = weights.gradient(&loss, &[]);
     ScoreLoss { value: loss.detach(), gradient }
 }
 
-/// As [`score_loss`], and from the same forward and backward pass the score itself and its product J^T
-/// (s_phi + eps/sigma): the loss of a row depends on s_phi through weight·sigma²·|s_phi + eps/sigma|², so its
-/// gradient with respect to x is the product times 2·weight·sigma².
+/// As [`score_loss`], and from the same forward and backward pass the score itself and, if `wants_product`, its
+/// product J^T (s_phi + eps/sigma).
+///
+/// The loss of a row depends on s_phi through weight·sigma²·|s_phi + eps/sigma|², so its gradient with respect to x
+/// is the product times 2·weight·sigma². With tail scaling the coordinates have weights of their own, and there is
+/// no product.
 pub fn score_loss_and_products(
     section: &MethodSection,
     (network, weights): (&ScoreNetwork, &Weights),
     at: &Perturbed,
-    base: Option<&Tensor>,
+    base: Base,
     global_rows: i64,
+    wants_product: bool,
 ) -> (ScoreLoss, ScoreAt) {
-    let x = at.x.detach().set_requires_grad(true);
+    let has_product = wants_product && !network.spec().tail_scaling;
+    let x = at.x.detach().set_requires_grad(has_product);
     let score = network.score(weights, &x, &at.sigma, base);
-    let rows = ScoreNetwork::denoising_loss(&score, &at.eps, &at.sigma);
+    let rows = network.denoising_loss(&score, &x, &at.eps, &at.sigma);
     let row_weights = weights_of_rows(section, &at.sigma);
     let loss = (rows * &row_weights).sum(None) / global_rows as f64;
-    let (gradient, inputs) = weights.gradient(&loss, &[&x]);
-    let factor = row_weights * at.sigma.square() * (2.0 / global_rows as f64);
-    let product = &inputs[0] / per_row(&factor, &x);
+    let wanted = if has_product { vec![&x] } else { vec![] };
+    let (gradient, inputs) = weights.gradient(&loss, &wanted);
+    let product = inputs.first().map(|input| {
+        let factor = row_weights * at.sigma.square() * (2.0 / global_rows as f64);
+        input / per_row(&factor, &x)
+    });
     (ScoreLoss { value: loss.detach(), gradient }, ScoreAt { score: score.detach(), product })
 }

@@ -1,11 +1,27 @@
 //! Metrics of samples, each with its floor: what the same number of perfect samples would score.
 
+mod assignment;
+mod cloud;
 mod features;
 mod frechet;
+mod ksd;
+mod mmd;
+mod modes;
+mod moments;
+mod points;
 mod reference;
+mod set;
 mod spread;
+mod wasserstein;
 
+pub use cloud::Cloud;
 pub use features::{Extractor, FeaturesError};
 pub use frechet::{Moments, frechet_distance};
+pub use ksd::{Ksd, ksd, ksd_over_ranks};
+pub use mmd::{MmdKernel, mmd};
+pub use modes::ModeCover;
+pub use moments::{coordinate_moments, rayleigh};
+pub use points::{Measured, PointError, PointPlan, PointReference};
 pub use reference::{Reference, chunks, chunks_of_rank, exact_samples};
 pub use spread::PixelSpread;
+pub use wasserstein::{sliced_w2, w2};

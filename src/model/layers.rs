@@ -42,7 +42,12 @@ pub struct Linear {
 impl Linear {
     /// A layer from `inputs` to `outputs` features, PyTorch's default initialisation.
     pub fn new(layout: &mut Layout, name: &str, inputs: i64, outputs: i64) -> Self {
-        Self::with(layout, name, inputs, outputs, Init::Uniform((inputs as f64).powf(-0.5)))
+        Self::scaled(layout, name, inputs, outputs, 1.0)
+    }
+
+    /// As [`new`](Self::new), with a factor on the initial values.
+    pub fn scaled(layout: &mut Layout, name: &str, inputs: i64, outputs: i64, gain: f64) -> Self {
+        Self::with(layout, name, inputs, outputs, Init::Uniform((inputs as f64).powf(-0.5) * gain))
     }
 
     /// A layer that starts as the zero function.

@@ -14,12 +14,18 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    /// A network from `inputs` to `outputs` features.
-    pub fn new(layout: &mut Layout, name: &str, inputs: i64, width: i64, depth: usize, outputs: i64) -> Self {
+    /// A network from `inputs` to `outputs` features; the hidden layers start from PyTorch's default times `gain`.
+    pub fn new(
+        layout: &mut Layout,
+        name: &str,
+        [inputs, outputs]: [i64; 2],
+        (width, depth): (i64, usize),
+        gain: f64,
+    ) -> Self {
         let hidden = (0..depth)
             .map(|layer| {
                 let from = if layer == 0 { inputs } else { width };
-                Linear::new(layout, &format!("{name}.{layer}"), from, width)
+                Linear::scaled(layout, &format!("{name}.{layer}"), from, width, gain)
             })
             .collect();
         let from = if depth == 0 { inputs } else { width };

@@ -20,5 +20,5 @@ pub use layers::{Init, per_row};
 pub use lenet::LeNet;
 pub use parameters::{Layout, Parameters, Slot, Weights};
 pub use sampler::{SamplerNetwork, SamplerSpec};
-pub use score::{ScoreNetwork, ScoreSpec};
+pub use score::{Base, ScoreNetwork, ScoreSpec};
 pub use weights_file::{WeightsError, WeightsFile, write_atomically};

@@ -31,6 +31,13 @@ pub struct SamplerSpec {
     pub initial_scale: f64,
     /// Mean of the first samples (`mlp`, `generator`) or of the U-Net's input.
     pub initial_offset: f64,
+    /// Factor on the first weights of an `mlp`'s hidden layers.
+    #[serde(default = "one")]
+    pub initial_gain: f64,
+}
+
+fn one() -> f64 {
+    1.0
 }
 
 /// A sampler without its weights.
@@ -64,7 +71,13 @@ impl SamplerNetwork {
                         spec.latent
                     ));
                 }
-                Trunk::Mlp(Mlp::new(&mut layout, "mlp", spec.latent, spec.width, spec.depth, 2 * dimension))
+                Trunk::Mlp(Mlp::new(
+                    &mut layout,
+                    "mlp",
+                    [spec.latent, 2 * dimension],
+                    (spec.width, spec.depth),
+                    spec.initial_gain,
+                ))
             }
             (SamplerKind::Unet, &[c, h, w]) if h % 4 == 0 && w % 4 == 0 => {
                 Trunk::Unet(Box::new(UNet::new(&mut layout, [c, h, w], spec.width, false)))

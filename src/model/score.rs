@@ -29,9 +29,20 @@ pub struct ScoreSpec {
     pub offset: f64,
     /// What the output of an `mlp` is added to.
     pub base: ScoreBase,
+    /// Whether the output of an `mlp` falls, and its loss is weighted, for heavy tails.
+    pub tail_scaling: bool,
     /// Whether D starts as a denoiser already (a copy of an energy's network), so that it needs no
     /// pass-through.
     pub starts_as_denoiser: bool,
+}
+
+/// What a score network's output is added to.
+#[derive(Debug, Clone, Copy)]
+pub enum Base<'t> {
+    /// The score of N(offset, scale² I) with this weight.
+    Start(f64),
+    /// The target's score at the same points.
+    Target(&'t Tensor),
 }
 
 /// A score network without its weights.
@@ -57,7 +68,7 @@ impl ScoreNetwork {
         let mut layout = Layout::default();
         let trunk = match (spec.kind, spec.shape.as_slice()) {
             (ScoreKind::Mlp, &[d]) => {
-                Trunk::Mlp(Mlp::new(&mut layout, "mlp", 2 * d + 1, spec.width, spec.depth, d))
+                Trunk::Mlp(Mlp::new(&mut layout, "mlp", [2 * d + 1, d], (spec.width, spec.depth), 1.0))
             }
             (ScoreKind::Unet, &[c, h, w]) if h % 4 == 0 && w % 4 == 0 => {
                 Trunk::Unet(Box::new(UNet::new(&mut layout, [c, h, w], spec.width, true)))
@@ -82,26 +93,41 @@ impl ScoreNetwork {
         &self.layout
     }
 
-    /// What the network's output is added to, given the target's score at the same points; `None` where the
-    /// target has no part in it.
-    pub fn base<'t>(&self, target_score: &'t Tensor) -> Option<&'t Tensor> {
-        (self.spec.base == ScoreBase::Target).then_some(target_score)
+    /// What the output is added to, given the target's score at the same points and the weight of the target on
+    /// its path.
+    pub fn base<'t>(&self, target_score: &'t Tensor, target_weight: f64) -> Base<'t> {
+        match self.spec.base {
+            ScoreBase::Gaussian => Base::Start(1.0),
+            ScoreBase::Fading => Base::Start(1.0 - target_weight),
+            ScoreBase::Target => Base::Target(target_score),
+        }
+    }
+
+    /// u = (x − offset)/scale, the coordinates of an `mlp`.
+    fn scaled(&self, x: &Tensor) -> Tensor {
+        (x - self.spec.offset) / self.spec.scale
     }
 
     /// s_phi(x, sigma): `x` `[B, …]`, `sigma` `[B]`; returns the shape of `x`.
     ///
-    /// - `mlp`: s = net(asinh u, asinh(5u)/3, log sigma)/scale + base with u = (x − offset)/scale; the inverse
-    ///   hyperbolic sine keeps heavy tails within reach of the network. The base is −u/scale unless one is given.
-    /// - `unet`: s = (D(x, log sigma) − x)/sigma² (Tweedie).
-    pub fn score(&self, weights: &Weights, x: &Tensor, sigma: &Tensor, base: Option<&Tensor>) -> Tensor {
+    /// - `mlp`: s = D·net(asinh u, asinh(5u)/3, log sigma)/scale + base with u = (x − offset)/scale; the inverse
+    ///   hyperbolic sine keeps heavy tails within reach of the network. D is 1, or 1/sqrt(1 + u²) with tail
+    ///   scaling.
+    /// - `unet`: s = (D(x, log sigma) − x)/sigma² (Tweedie); it has no base.
+    pub fn score(&self, weights: &Weights, x: &Tensor, sigma: &Tensor, base: Base) -> Tensor {
         match &self.trunk {
             Trunk::Mlp(mlp) => {
-                let u = (x - self.spec.offset) / self.spec.scale;
+                let u = self.scaled(x);
                 let inputs = [u.asinh(), (&u * 5.0).asinh() / 3.0, sigma.log().unsqueeze(1)];
-                let output = mlp.forward(weights, &Tensor::cat(&inputs, 1));
+                let mut output = mlp.forward(weights, &Tensor::cat(&inputs, 1));
+                if self.spec.tail_scaling {
+                    output *= (u.square() + 1.0).rsqrt();
+                }
                 match base {
-                    Some(base) => output / self.spec.scale + base,
-                    None => (output - u) / self.spec.scale,
+                    Base::Start(0.0) => output / self.spec.scale,
+                    Base::Start(1.0) => (output - u) / self.spec.scale,
+                    Base::Start(weight) => (output - u * weight) / self.spec.scale,
+                    Base::Target(score) => output / self.spec.scale + score,
                 }
             }
             Trunk::Unet(network) => {
@@ -120,9 +146,15 @@ impl ScoreNetwork {
         }
     }
 
-    /// Denoising score-matching loss per row and per unit of weight, |sigma·s_phi(x, sigma) + eps|², `[B]`.
-    pub fn denoising_loss(score: &Tensor, eps: &Tensor, sigma: &Tensor) -> Tensor {
-        let residual = score * per_row(sigma, score) + eps;
-        residual.square().flatten(1, -1).sum_dim_intlist(1i64, false, None)
+    /// Denoising score-matching loss per row and per unit of weight, |sigma·s_phi(x, sigma) + eps|², `[B]`; with
+    /// tail scaling each coordinate is weighted by 1 + u², a constant.
+    ///
+    /// Any weight that depends on x alone leaves the optimum where it is.
+    pub fn denoising_loss(&self, score: &Tensor, x: &Tensor, eps: &Tensor, sigma: &Tensor) -> Tensor {
+        let mut square = (score * per_row(sigma, score) + eps).square();
+        if self.spec.tail_scaling {
+            square *= self.scaled(&x.detach()).square() + 1.0;
+        }
+        square.flatten(1, -1).sum_dim_intlist(1i64, false, None)
     }
 }

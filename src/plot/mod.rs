@@ -1,5 +1,7 @@
 //! PNG figures of a run, made from its run file and nothing else.
 
+mod contour;
+mod density;
 mod evaluation;
 mod images;
 mod losses;
@@ -16,6 +18,7 @@ use tch::Tensor;
 
 use crate::record::RunReader;
 
+pub use density::{DensityPanel, DensityRow, density_panels};
 pub use images::{image_grid, labelled_grids};
 
 /// Images in a row of `samples.png`.

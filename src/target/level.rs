@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::{EnergyTarget, Gaussian, Target, TargetError, TorchScriptTarget};
+use super::{EnergyTarget, Target, TargetError, TorchScriptTarget, load_exact};
 use crate::config::TargetSection;
 use crate::model::per_row;
 
@@ -28,9 +28,6 @@ impl TargetAtLevel {
     /// If its file or its definition cannot be used.
     pub fn load(section: &TargetSection, device: Device) -> Result<Self, TargetError> {
         Ok(match section {
-            TargetSection::Gaussian { mean, covariance } => {
-                Self::new(Box::new(Gaussian::new(mean, covariance, Kind::Float, device)?), None)
-            }
             TargetSection::Energy { file, tempered } => {
                 let energy = EnergyTarget::load(file, device)?;
                 let level = tempered.then(|| energy.sigma0());
@@ -40,6 +37,7 @@ impl TargetAtLevel {
                 let level = sigma0.filter(|_| *tempered);
                 Self::new(Box::new(TorchScriptTarget::load(file, shape, device)?), level)
             }
+            closed_form => Self::new(load_exact(closed_form, Kind::Float, device)?, None),
         })
     }
 
@@ -86,6 +84,11 @@ impl TargetOnPath<'_> {
     /// Whether the target itself is evaluated: not at the very start of the path.
     pub fn is_evaluated(&self) -> bool {
         self.weight > 0.0
+    }
+
+    /// Weight of the target on the path, 0 to 1.
+    pub fn weight(&self) -> f64 {
+        self.weight
     }
 
     fn start_score(&self, x: &Tensor) -> Tensor {

@@ -6,6 +6,10 @@
 mod energy;
 mod gaussian;
 mod level;
+mod load;
+mod mixture;
+pub mod planar;
+mod probe;
 mod torchscript;
 
 use tch::Tensor;
@@ -13,6 +17,8 @@ use tch::Tensor;
 pub use energy::EnergyTarget;
 pub use gaussian::Gaussian;
 pub use level::{StartingGaussian, TargetAtLevel, TargetOnPath};
+pub use load::load_exact;
+pub use mixture::Mixture;
 pub use torchscript::TorchScriptTarget;
 
 use crate::rng::Generator;

@@ -63,6 +63,7 @@ impl Networks {
             depth: file.sampler.depth,
             initial_scale: file.sampler.initial_scale,
             initial_offset: file.sampler.initial_offset,
+            initial_gain: file.sampler.initial_gain,
         })
         .map_err(SetupError::Network)?;
         let score = ScoreNetwork::new(&ScoreSpec {
@@ -73,6 +74,7 @@ impl Networks {
             scale: file.sampler.initial_scale,
             offset: file.sampler.initial_offset,
             base: file.score.base,
+            tail_scaling: file.score.tail_scaling,
             starts_as_denoiser: file.score.start == Start::Energy,
         })
         .map_err(SetupError::Network)?;

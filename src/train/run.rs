@@ -16,6 +16,7 @@ use super::state::State;
 use crate::comm::World;
 use crate::config::{Plan, Schedule, ScoreBase};
 use crate::method::{FieldValue, Perturbed, ScoreAt, sampler_field, score_loss, score_loss_and_products};
+use crate::model::Base;
 use crate::rng::{Shards, Stream};
 use crate::target::{StartingGaussian, TargetOnPath};
 
@@ -69,13 +70,13 @@ pub fn run(
     while state.iteration < settings.iterations {
         let fraction = state.iteration as f64 / settings.iterations as f64;
 
-        // One alternating round, or one simultaneous update.
+        // One round: K − 1 score updates, then one of each network, in turn or from the same samples.
+        for _ in 1..settings.score_updates() {
+            trainer.score_update(state, fraction)?;
+        }
         let (score, sampler, is_stop_asked) = match settings.schedule {
             Schedule::Alternating => {
-                let mut score = trainer.score_update(state, fraction)?;
-                for _ in 1..settings.score_updates {
-                    score = trainer.score_update(state, fraction)?;
-                }
+                let score = trainer.score_update(state, fraction)?;
                 let (sampler, is_stop_asked) = trainer.sampler_update(state, fraction, stop)?;
                 (score, sampler, is_stop_asked)
             }
@@ -211,7 +212,11 @@ impl<'a> Trainer<'a> {
             target.score(&at.x, &at.sigma)
         });
         let network = (&self.networks.score, state.score.tracked());
-        let loss = score_loss(section, network, &at, base.as_ref(), rows);
+        let base = match &base {
+            Some(score) => Base::Target(score),
+            None => network.0.base(&at.x, target.weight()), // which does not use the scores it is given
+        };
+        let loss = score_loss(section, network, &at, base, rows);
         let reduced = reduce(self.world, &[&loss.gradient], &[&loss.value])?;
         let gradient_norm = self.clip_score(state, &reduced.gradients[0]);
         finite(state.iteration, "score network's loss or gradient", &[reduced.statistics[0], gradient_norm])?;
@@ -233,8 +238,9 @@ impl<'a> Trainer<'a> {
         let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);
         let at = self.perturb(&x0, &draw);
         let network = (&self.networks.score, state.score.frozen());
-        let value = self
-            .field(state, fraction, &x0, &at, &mut |base| ScoreAt::evaluate(network.0, network.1, &at, base));
+        let value = self.field(state, fraction, &x0, &at, &mut |base, wants| {
+            ScoreAt::evaluate(network, &at, base, wants)
+        });
         let (gradient, loss) = self.pull_back(state, &x0, value);
         let reduced = reduce(self.world, &[&gradient], &[&loss, &stop_flag(stop, loss.device())])?;
         let gradient_norm = self.clip_sampler(state, &reduced.gradients[0]);
@@ -258,8 +264,8 @@ impl<'a> Trainer<'a> {
         let rows = self.global_rows(&at);
         let network = (&self.networks.score, state.score.tracked());
         let mut score_loss = None;
-        let value = self.field(state, fraction, &x0, &at, &mut |base| {
-            let (loss, score) = score_loss_and_products(section, network, &at, base, rows);
+        let value = self.field(state, fraction, &x0, &at, &mut |base, wants_product| {
+            let (loss, score) = score_loss_and_products(section, network, &at, base, rows, wants_product);
             score_loss = Some(loss);
             score
         });
@@ -288,7 +294,7 @@ impl<'a> Trainer<'a> {
         fraction: f64,
         x0: &Tensor,
         at: &Perturbed,
-        score_at: &mut dyn FnMut(Option<&Tensor>) -> ScoreAt,
+        score_at: &mut dyn FnMut(Base, bool) -> ScoreAt,
     ) -> FieldValue {
         let section = &self.plan.file.method;
         let network = (&self.networks.score, state.score.frozen());

@@ -177,7 +177,7 @@ fn identity(plan: &Plan) -> [(&'static str, String); 10] {
         ("compute.shards", file.compute.shards.to_string()),
         ("train.batch", file.train.batch.to_string()),
         ("train.schedule", json(serde_json::to_string(&file.train.schedule))),
-        ("train.score_updates", file.train.score_updates.to_string()),
+        ("train.score_updates", file.train.score_updates().to_string()),
         ("[target]", json(serde_json::to_string(&file.target))),
         ("[sampler]", json(serde_json::to_string(&file.sampler))),
         ("[score]", json(serde_json::to_string(&file.score))),

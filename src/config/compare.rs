@@ -1,0 +1,231 @@
+//! The configuration of `dft compare`: methods on targets, and what they are given.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::load::{ConfigError, load};
+use super::mcmc::McmcSection;
+use super::run::{ComputeSection, require};
+use super::train::{Plan, TrainFile};
+
+/// What a user writes for `dft compare`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CompareFile {
+    /// `[run]`.
+    pub run: CompareRunSection,
+    /// `[compute]`: of each rank; a rank trains alone, so `shards` stays with the configurations of the targets.
+    #[serde(default)]
+    pub compute: ComputeSection,
+    /// `[score]`.
+    #[serde(default)]
+    pub score: PointScoreSection,
+    /// `[[target]]`.
+    #[serde(rename = "target")]
+    pub targets: Vec<TargetEntry>,
+    /// `[[method]]`, in the order of the figure's columns.
+    #[serde(rename = "method")]
+    pub methods: Vec<MethodEntry>,
+}
+
+/// `[run]` of a comparison.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CompareRunSection {
+    /// Name of the comparison.
+    pub name: String,
+    /// Every method runs once for each.
+    pub seeds: Vec<u64>,
+    /// Its directory; `runs/<name>` if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<PathBuf>,
+    /// The trained method whose evaluations and seconds are the budgets of MCMC, for the same target and seed.
+    pub budget_of: String,
+}
+
+/// `[score]`: how samples are scored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PointScoreSection {
+    /// Samples in a set; most metrics and all floors depend on it.
+    pub samples: usize,
+    /// Independent sets; a score is the mean over them.
+    pub sets: usize,
+}
+
+impl Default for PointScoreSection {
+    fn default() -> Self {
+        PointScoreSection { samples: 2000, sets: 10 }
+    }
+}
+
+/// `[[target]]`: a configuration of `dft train`, whose target and recipe all methods start from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetEntry {
+    /// Its name in tables and figures.
+    pub name: String,
+    /// The configuration, e.g. `configs/planar/donut.toml`.
+    pub config: PathBuf,
+}
+
+/// `[[method]]`: a training method (`set`) or a Markov chain (`mcmc`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MethodEntry {
+    /// Its name in tables and figures.
+    pub name: String,
+    /// What to set in each target's configuration, as with `--set`: `["method.kind=kl"]`. An empty list is the
+    /// target's own recipe.
+    #[serde(default)]
+    pub set: Vec<String>,
+    /// A sampler that is not trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mcmc: Option<McmcSection>,
+    /// What chains are given of the trained method's cost; both if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budgets: Option<Vec<Budget>>,
+    /// The targets it runs on; all if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub targets: Option<Vec<String>>,
+}
+
+/// A cost that Markov chains share with a trained method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Budget {
+    /// As many evaluations of the target's gradient.
+    Evaluations,
+    /// As many seconds.
+    Seconds,
+}
+
+impl Budget {
+    /// The setting of a row in tables.
+    pub fn setting(self) -> &'static str {
+        match self {
+            Budget::Evaluations => "same evaluations",
+            Budget::Seconds => "same seconds",
+        }
+    }
+}
+
+impl MethodEntry {
+    /// What chains are given.
+    pub fn budgets(&self) -> Vec<Budget> {
+        self.budgets.clone().unwrap_or(vec![Budget::Evaluations, Budget::Seconds])
+    }
+
+    /// Whether it runs on this target.
+    pub fn runs_on(&self, target: &TargetEntry) -> bool {
+        self.targets.as_ref().is_none_or(|targets| targets.contains(&target.name))
+    }
+}
+
+/// A checked comparison.
+#[derive(Debug, Clone)]
+pub struct ComparePlan {
+    /// The configuration.
+    pub file: CompareFile,
+    /// The target's own recipe, for each target.
+    pub recipes: Vec<Plan>,
+}
+
+/// Names become directories.
+fn is_name(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    !name.is_empty() && !name.starts_with('.') && name.chars().all(fits)
+}
+
+fn find_repeated<'n>(names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    let mut seen = std::collections::BTreeSet::new();
+    names.into_iter().find(|name| !seen.insert(*name))
+}
+
+impl CompareFile {
+    /// Directory of the comparison.
+    pub fn directory(&self) -> PathBuf {
+        self.run.directory.clone().unwrap_or_else(|| Path::new("runs").join(&self.run.name))
+    }
+
+    /// The plan of a trained method on a target with a seed, for one rank.
+    ///
+    /// # Errors
+    /// If the target's configuration with the method's settings cannot be used.
+    pub fn train_plan(&self, target: &TargetEntry, set: &[String], seed: u64) -> Result<Plan, ConfigError> {
+        let mut file: TrainFile = load(&target.config, set)?;
+        file.run.seed = seed;
+        file.run.name.clone_from(&target.name);
+        file.compute.device = self.compute.device;
+        file.compute.threads = self.compute.threads;
+        // Samples are scored here, all methods alike.
+        file.evaluate.point_sets = 0;
+        file.evaluate.every = 0;
+        file.check(1)
+    }
+
+    /// Checks the comparison and every configuration it names.
+    ///
+    /// # Errors
+    /// The first thing that does not fit, what it should be, and what to do.
+    pub fn check(self) -> Result<ComparePlan, ConfigError> {
+        let targets = || self.targets.iter().map(|target| target.name.as_str());
+        let methods = || self.methods.iter().map(|method| method.name.as_str());
+        let wrong_name = targets().chain(methods()).find(|name| !is_name(name)).unwrap_or_default();
+        let repeated = find_repeated(targets()).or(find_repeated(methods())).unwrap_or_default();
+        let unknown = self.methods.iter().flat_map(|method| method.targets.iter().flatten());
+        let unknown = unknown.map(String::as_str).find(|name| !targets().any(|target| target == *name));
+        let budget = self.methods.iter().find(|method| method.name == self.run.budget_of);
+        let both = self.methods.iter().find(|method| match &method.mcmc {
+            Some(_) => !method.set.is_empty() || method.budgets().is_empty(),
+            None => method.budgets.is_some(),
+        });
+        let seeds = format!("{:?}", self.run.seeds);
+        let repeated_seed =
+            (1..self.run.seeds.len()).any(|i| self.run.seeds[..i].contains(&self.run.seeds[i]));
+        require(&[
+            (!self.targets.is_empty(), "[[target]]", &"nothing", "one target or more"),
+            (!self.methods.is_empty(), "[[method]]", &"nothing", "one method or more"),
+            (
+                wrong_name.is_empty() && targets().chain(methods()).all(is_name),
+                "name",
+                &format!("{wrong_name:?}"),
+                "letters, digits, `-`, `_` and `.`: names become directories",
+            ),
+            (repeated.is_empty(), "name", &format!("{repeated:?} twice"), "another name for one of them"),
+            (
+                unknown.is_none(),
+                "method.targets",
+                &format!("{:?}", unknown.unwrap_or_default()),
+                "names of [[target]]s",
+            ),
+            (
+                budget.is_some_and(|method| method.mcmc.is_none() && method.targets.is_none()),
+                "run.budget_of",
+                &format!("{:?}", self.run.budget_of),
+                "the name of a trained [[method]] that runs on all targets",
+            ),
+            (
+                both.is_none(),
+                "method",
+                &both.map_or("", |method| &method.name),
+                "either `set` for a trained method, or `mcmc` with one or both `budgets` for Markov chains",
+            ),
+            (!self.run.seeds.is_empty() && !repeated_seed, "run.seeds", &seeds, "a list of seeds, each once"),
+            (self.score.samples >= 2, "score.samples", &self.score.samples, "2 or more"),
+            (self.score.sets >= 1, "score.sets", &self.score.sets, "1 or more"),
+        ])?;
+        for method in &self.methods {
+            if let Some(mcmc) = &method.mcmc {
+                mcmc.check(&format!("method {:?}: mcmc", method.name))?;
+            }
+            for target in self.targets.iter().filter(|target| method.runs_on(target)) {
+                self.train_plan(target, &method.set, self.run.seeds[0])?;
+            }
+        }
+        let recipes = self.targets.iter().map(|target| self.train_plan(target, &[], self.run.seeds[0]));
+        let recipes = recipes.collect::<Result<_, _>>()?;
+        Ok(ComparePlan { file: self, recipes })
+    }
+}
