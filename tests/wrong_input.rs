@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use support::{Finished, mpirun, run_within};
+use tch::{CModule, Device, Kind, Tensor};
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -121,6 +122,44 @@ fn values_out_of_range_say_what_to_choose() {
     }
     let joint = ["--set", "train.schedule=simultaneous", "--set", "method.variance=control_variate"];
     refused(&bench.train("configs/quick.toml", &joint), &["control_variate", "antithetic"]);
+}
+
+#[test]
+fn targets_that_are_not_defined_are_refused() {
+    let bench = Bench::new();
+    let config = bench.path("target.toml");
+    let text = fs::read_to_string(root().join("configs/quick.toml")).unwrap();
+    let (start, end) = (text.find("kind = \"gaussian\"").unwrap(), text.find("[sampler]").unwrap());
+    for (target, words) in [
+        ("kind = \"gaussian\"\nmean = [0.0, 0.0]", ["target.covariance", "leave out both"]),
+        ("kind = \"mog2\"\nweights = [0.8, 0.3]", ["target.weights", "sum to 1"]),
+        ("kind = \"ring\"\nradius = -1.0", ["target.radius = -1", "a length above 0"]),
+        ("kind = \"donut\"\nradius = 3.0", ["unknown field", "radius"]),
+        ("kind = \"doughnut\"", ["doughnut", "donut"]),
+    ] {
+        fs::write(&config, format!("{}{target}\n\n{}", &text[..start], &text[end..])).unwrap();
+        refused(&bench.train(config.to_str().unwrap(), &[]), &words);
+    }
+    assert!(!bench.path("run").exists());
+}
+
+#[test]
+fn density_that_is_not_one_is_refused_before_training() {
+    // One of the checks through the program; tests/torchscript.rs has all of them.
+    let bench = Bench::new();
+    let file = bench.path("density.pt");
+    let x = Tensor::ones([2, 2], (Kind::Float, Device::Cpu));
+    let mut detached = |inputs: &[Tensor]| {
+        let energy = |x: &Tensor| x.square().sum_dim_intlist(1i64, false, None) * -0.5;
+        vec![energy(&inputs[0]) + energy(&inputs[0].detach())]
+    };
+    CModule::create_by_tracing("density", "forward", &[x], &mut detached).unwrap().save(&file).unwrap();
+    let setting = format!("target.file={}", file.display());
+    let finished = bench.train("configs/torchscript.toml", &["--set", &setting]);
+    refused(&finished, &["target.file", "density.pt", "check `gradient`", "detach()"]);
+    assert!(!bench.path("run").exists());
+    let finished = bench.train("configs/torchscript.toml", &["--set", "target.file=absent.pt"]);
+    refused(&finished, &["check `file`", "absent.pt", "no such file"]);
 }
 
 #[test]

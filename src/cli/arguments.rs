@@ -55,6 +55,11 @@ pub enum Command {
     Sample(Sample),
     /// Score a trained sampler beside annealed Langevin on the same energy.
     Evaluate(Evaluate),
+    /// Compare methods on targets: trained samplers and Markov chains at equal cost, each beside its floor.
+    ///
+    /// Ranks share the runs among them. The command can be stopped and given again: it does what is missing, and
+    /// what has changed in the configuration. Writes results.json, results.md and figures/samples.png.
+    Compare(Compare),
     /// Draw the figures of a run.
     Plot(Plot),
     /// Show ranks, devices, threads and library versions, and check an all-reduce.
@@ -138,6 +143,19 @@ pub struct Evaluate {
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
     /// Set a key of the run's configuration, e.g. --set evaluate.langevin_step_size=0.3. Can be repeated.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// `dft compare`.
+#[derive(Debug, Args)]
+pub struct Compare {
+    /// Configuration, e.g. configs/benchmarks/planar.toml.
+    pub config: PathBuf,
+    /// Directory of the comparison [default: run.directory, or runs/<run.name>].
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// Set a key of the configuration, e.g. --set run.seeds=[0]. Can be repeated.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,
 }

@@ -240,7 +240,7 @@ fn record_comparison(run: &Path, summary: &Summary) -> Result<()> {
             cells.push((Column::new(value, "1", "score of the samples"), score.value.into()));
             cells.push((
                 Column::new(floor, "1", "the same score of as many real samples"),
-                score.floor.into(),
+                score.floor.unwrap_or(f64::NAN).into(),
             ));
         }
         record.append("comparison", &cells)?;

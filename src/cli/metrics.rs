@@ -7,9 +7,12 @@ use tch::{Device, Tensor, no_grad};
 
 use super::summary::{ExtractorId, Score};
 use crate::comm::World;
-use crate::config::{EvaluateSection, Features, SigmaPath};
+use crate::config::{EvaluateSection, Features, SigmaPath, TargetSection};
 use crate::data::{Mnist, Split};
-use crate::metric::{Extractor, Moments, PixelSpread, Reference, chunks_of_rank, exact_samples};
+use crate::metric::{
+    Extractor, Moments, PixelSpread, PointError, PointPlan, PointReference, Reference, chunks,
+    chunks_of_rank, exact_samples,
+};
 use crate::model::{Parameters, SamplerNetwork};
 use crate::rng::{Generator, Stream};
 use crate::target::Target;
@@ -126,11 +129,17 @@ impl Measure {
     }
 
     fn named(&self, suffix: &str, fd: f64, deviation: Option<f64>) -> BTreeMap<String, Score> {
-        let samples = self.samples as u64;
+        let score = |value: f64, floor: f64| Score {
+            value,
+            deviation: None,
+            floor: Some(floor),
+            floor_deviation: None,
+            samples: self.samples as u64,
+        };
         let fd_name = format!("{}{suffix}", self.reference.extractor().metric());
-        let mut metrics = BTreeMap::from([(fd_name, Score { value: fd, floor: self.fd_floor, samples })]);
+        let mut metrics = BTreeMap::from([(fd_name, score(fd, self.fd_floor))]);
         if let (Some(value), Some(floor)) = (deviation, self.deviation_floor) {
-            metrics.insert(format!("pixel_deviation{suffix}"), Score { value, floor, samples });
+            metrics.insert(format!("pixel_deviation{suffix}"), score(value, floor));
         }
         metrics
     }
@@ -175,6 +184,64 @@ impl Measure {
             shown: shown.to_device(Device::Cpu),
         })
     }
+}
+
+/// What points are scored against, if the configuration asks for that.
+///
+/// # Errors
+/// If the target's samples are no vectors.
+pub fn point_plan(
+    section: &EvaluateSection,
+    kind: &TargetSection,
+    target: &dyn Target,
+) -> Result<Option<PointPlan>> {
+    if section.point_sets == 0 {
+        return Ok(None);
+    }
+    if target.shape().len() != 1 {
+        bail!(
+            "evaluate.point_sets = {} scores vectors, and this target makes samples {:?}; set it to 0",
+            section.point_sets,
+            target.shape()
+        );
+    }
+    Ok(Some(PointPlan {
+        samples: section.samples,
+        repeats: section.point_sets,
+        is_ring: is_ring(kind),
+        ..PointPlan::default()
+    }))
+}
+
+/// Whether the angle about the origin is uniform.
+pub fn is_ring(target: &TargetSection) -> bool {
+    matches!(target, TargetSection::Donut { .. })
+}
+
+/// Scores of points by name, the names ending in `suffix`.
+///
+/// # Errors
+/// [`NotFinite`] if samples are not finite; otherwise what the reference returns.
+pub fn point_scores(reference: &PointReference, x: &Tensor, suffix: &str) -> Result<BTreeMap<String, Score>> {
+    let scores = match reference.scores(x) {
+        Err(PointError::NotFinite { .. }) => return Err(NotFinite.into()),
+        scores => scores?,
+    };
+    Ok(scores.into_iter().map(|(name, measured)| (format!("{name}{suffix}"), measured.into())).collect())
+}
+
+/// `rows` samples x0 + sigma·eps, the same on any number of ranks.
+pub fn draw_points(
+    network: &SamplerNetwork,
+    parameters: &Parameters,
+    seed: u64,
+    rows: i64,
+    sigma: f64,
+    device: Device,
+) -> Tensor {
+    let parts: Vec<Tensor> =
+        chunks(rows).map(|at| draw_samples(network, parameters, seed, at, sigma, device)).collect();
+    Tensor::cat(&parts, 0)
 }
 
 /// The noise that makes samples of a finished run exact: the level that training ends at if it is a single

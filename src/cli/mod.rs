@@ -1,6 +1,7 @@
 //! The command line: one verb a file. Here the arguments, and which verb runs.
 
 mod arguments;
+mod compare;
 mod data;
 pub mod doctor;
 mod evaluate;
@@ -40,6 +41,7 @@ pub fn main() -> ExitCode {
         Command::FitFeatures(fit) => fit_features::run(&fit),
         Command::Sample(sample) => sample::run(&sample),
         Command::Evaluate(evaluate) => evaluate::run(&evaluate),
+        Command::Compare(comparison) => compare::run(&comparison),
         Command::Plot(plot) => plot::run(&plot),
         Command::Doctor(check) => doctor::run(check.device, check.threads, check.share_gpus)
             .map_err(|error| session::report(&error)),

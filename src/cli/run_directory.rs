@@ -51,6 +51,14 @@ impl RunDirectory {
         Ok((Self::lock(path)?, newest.map(|(_, checkpoint)| checkpoint)))
     }
 
+    /// Opens a directory of whatever content.
+    ///
+    /// # Errors
+    /// If it cannot be written, or another process works in it.
+    pub fn open(path: &Path) -> Result<Self> {
+        Self::lock(path)
+    }
+
     fn lock(path: &Path) -> Result<Self> {
         let file = path.join("lock");
         let lock = File::create(&file).with_context(|| format!("cannot write {}", file.display()))?;

@@ -7,14 +7,14 @@ use anyhow::Result;
 use tch::Tensor;
 use tracing::info;
 
-use super::metrics::{Measure, SHOWN, Scores, draw_samples, output_sigma};
+use super::metrics::{Measure, SHOWN, Scores, draw_points, draw_samples, output_sigma, point_scores};
 use super::progress::Progress;
 use super::run_directory::RunDirectory;
 use super::run_record::{device_name, record_evaluation, record_iteration, record_moments, target_name};
 use super::summary::{Score, Summary, command_line};
 use crate::comm::World;
 use crate::config::Plan;
-use crate::metric::chunks;
+use crate::metric::{PointReference, chunks};
 use crate::model::WeightsFile;
 use crate::record::RunFile;
 use crate::train::{Event, Networks, Observer, Row, State};
@@ -25,13 +25,33 @@ const FLUSH_EVERY: u64 = 100;
 /// Final draws in `/posterior`.
 const POSTERIOR_DRAWS: i64 = 1000;
 
+/// Points of an evaluation that are kept for pictures and records.
+const SHOWN_POINTS: i64 = 1000;
+
+/// What a scored run keeps besides its metrics.
+pub struct Scored {
+    images: Option<Scores>,
+    shown: Tensor,
+}
+
+/// What a run is scored against.
+#[derive(Clone, Copy, Default)]
+pub struct Yardsticks<'a> {
+    /// For Fréchet distances.
+    pub images: Option<&'a Measure>,
+    /// For points.
+    pub points: Option<&'a PointReference<'a>>,
+}
+
 /// Shows, records and scores a run.
 pub struct RunObserver<'a> {
     plan: &'a Plan,
     world: &'a World,
     networks: &'a Networks,
     measure: Option<&'a Measure>,
+    points: Option<&'a PointReference<'a>>,
     record: Option<RunFile>,
+    is_shown: bool,
     progress: Progress,
     /// Noise that is added to the samples.
     sigma: f64,
@@ -46,7 +66,7 @@ impl Observer for RunObserver<'_> {
     fn observe(&mut self, event: &Event) -> Result<()> {
         match event {
             Event::Warmup(done, total, loss) => {
-                if *done == *total && self.world.is_root() {
+                if *done == *total && self.is_shown {
                     info!("score network warmed up: {total} updates, loss {loss:.3}");
                 }
                 Ok(())
@@ -66,23 +86,28 @@ impl Observer for RunObserver<'_> {
 }
 
 impl<'a> RunObserver<'a> {
-    /// Watches a run that starts at iteration `first`; `record` on rank 0 only.
+    /// Watches a run that starts at iteration `first`; `record` on rank 0 only. A run that is not `is_shown`
+    /// says nothing.
     pub fn new(
         plan: &'a Plan,
         world: &'a World,
         networks: &'a Networks,
-        measure: Option<&'a Measure>,
+        yardsticks: Yardsticks<'a>,
         record: Option<RunFile>,
         first: u64,
+        is_shown: bool,
     ) -> Self {
+        let is_shown = is_shown && world.is_root();
         let is_tempered = networks.target.tempered_from().is_some();
         RunObserver {
             plan,
             world,
             networks,
-            measure,
+            measure: yardsticks.images,
+            points: yardsticks.points,
             record,
-            progress: Progress::new("train", first, plan.file.train.iterations, world.is_root()),
+            is_shown,
+            progress: Progress::new("train", first, plan.file.train.iterations, is_shown),
             sigma: output_sigma(&plan.file.method.sigma, is_tempered),
             metrics: BTreeMap::new(),
             steady: Steady::default(),
@@ -111,48 +136,55 @@ impl<'a> RunObserver<'a> {
         Ok(())
     }
 
-    /// Scores the averaged sampler on all ranks; `None` if the run measures nothing.
-    pub fn score(&mut self, state: &State) -> Result<Option<Scores>> {
-        let Some(measure) = self.measure else { return Ok(None) };
+    /// Scores the averaged sampler on all ranks.
+    pub fn score(&mut self, state: &State) -> Result<Scored> {
         let (world, network) = (self.world, &self.networks.sampler);
         let parameters = &state.average.parameters;
         let seed = self.plan.file.run.seed;
-        let draw = |sigma| {
-            move |chunk, rows| draw_samples(network, parameters, seed, (chunk, rows), sigma, world.device)
-        };
-        let scores = measure.score("", world, draw(self.sigma))?;
-        self.metrics.clone_from(&scores.metrics);
-        if self.sigma > 0.0 {
-            self.metrics.extend(measure.score("_clean", world, draw(0.0))?.metrics);
+        // With and without the noise that makes samples exact.
+        let kinds: &[(&str, f64)] =
+            if self.sigma > 0.0 { &[("", self.sigma), ("_clean", 0.0)] } else { &[("", 0.0)] };
+        let mut metrics = BTreeMap::new();
+        let (mut images, mut shown) = (None, None);
+        for &(suffix, sigma) in kinds {
+            if let Some(measure) = self.measure {
+                let draw =
+                    |chunk, rows| draw_samples(network, parameters, seed, (chunk, rows), sigma, world.device);
+                let scores = measure.score(suffix, world, draw)?;
+                metrics.extend(scores.metrics.clone());
+                images.get_or_insert(scores);
+            }
+            if let Some(points) = self.points {
+                let x = draw_points(network, parameters, seed, points.plan().rows(), sigma, world.device);
+                metrics.extend(point_scores(points, &x, suffix)?);
+                shown.get_or_insert(x.narrow(0, 0, x.size()[0].min(SHOWN_POINTS)));
+            }
         }
-        Ok(Some(scores))
+        self.metrics = metrics;
+        let shown = match (shown, &images) {
+            (Some(points), _) => points,
+            (None, Some(images)) => images.shown.shallow_clone(),
+            (None, None) => draw_samples(network, parameters, seed, (0, SHOWN), self.sigma, world.device),
+        };
+        Ok(Scored { images, shown: shown.to_device(tch::Device::Cpu) })
     }
 
     /// Scores the averaged sampler on all ranks and records the result.
     fn evaluate(&mut self, state: &State) -> Result<()> {
-        let world = self.world;
-        let scores = self.score(state)?;
-        let (Some(scores), Some(measure)) = (scores, self.measure) else {
-            let (parameters, seed) = (&state.average.parameters, self.plan.file.run.seed);
-            let network = &self.networks.sampler;
-            let shown = draw_samples(network, parameters, seed, (0, SHOWN), self.sigma, world.device);
-            return match &mut self.record {
-                Some(record) => record.write_samples(state.iteration, &shown.to_device(tch::Device::Cpu)),
-                None => Ok(()),
-            };
-        };
-        if world.is_root() {
-            let values: Vec<String> = self
-                .metrics
-                .iter()
-                .map(|(name, score)| format!("{name} {:.4} (floor {:.4})", score.value, score.floor))
-                .collect();
+        let Scored { images, shown } = self.score(state)?;
+        if self.is_shown && !self.metrics.is_empty() {
+            let values: Vec<String> =
+                self.metrics.iter().map(|(name, score)| format!("{name} {}", score.beside_floor())).collect();
             info!("iteration {}: {}", state.iteration, values.join(" · "));
         }
         let Some(record) = &mut self.record else { return Ok(()) };
-        record_evaluation(record, state.iteration, &self.metrics)?;
-        record_moments(record, state.iteration, measure, &self.metrics, &scores.moments)?;
-        record.write_samples(state.iteration, &scores.shown)?;
+        if !self.metrics.is_empty() {
+            record_evaluation(record, state.iteration, &self.metrics)?;
+        }
+        if let (Some(scores), Some(measure)) = (images, self.measure) {
+            record_moments(record, state.iteration, measure, &self.metrics, &scores.moments)?;
+        }
+        record.write_samples(state.iteration, &shown)?;
         record.flush()
     }
 
@@ -192,6 +224,9 @@ impl<'a> RunObserver<'a> {
             comparison: vec![],
         };
         summary.write(&directory.file("summary.json"))?;
+        if !self.is_shown {
+            return Ok(());
+        }
         info!(
             "{} iterations in {:.0} s ({:.2} a second); sampler and summary in {}",
             summary.iterations,

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::metric::Measured;
 use crate::model::write_atomically;
 
 /// One metric of the sampler.
@@ -13,10 +14,33 @@ use crate::model::write_atomically;
 pub struct Score {
     /// The sampler's value.
     pub value: f64,
-    /// What as many perfect samples score.
-    pub floor: f64,
-    /// Number of samples.
+    /// Standard deviation over the sets that the value is the mean of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deviation: Option<f64>,
+    /// What as many perfect samples score; nothing where the target has none.
+    pub floor: Option<f64>,
+    /// Standard deviation of perfect samples over the sets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor_deviation: Option<f64>,
+    /// Number of samples, of one set if there are several.
     pub samples: u64,
+}
+
+impl Score {
+    /// The value beside its floor, for people.
+    pub fn beside_floor(&self) -> String {
+        match self.floor {
+            Some(floor) => format!("{:.4} (floor {floor:.4})", self.value),
+            None => format!("{:.4}", self.value),
+        }
+    }
+}
+
+impl From<Measured> for Score {
+    fn from(measured: Measured) -> Self {
+        let Measured { value, deviation, floor, floor_deviation, samples } = measured;
+        Score { value, deviation, floor, floor_deviation, samples: samples as u64 }
+    }
 }
 
 /// One row of the comparison that `dft evaluate` prints.

@@ -8,13 +8,14 @@ use comfy_table::{Table, presets};
 use tracing::warn;
 
 use super::arguments::Train;
-use super::metrics::Inputs;
+use super::metrics::{Inputs, point_plan};
 use super::run_directory::RunDirectory;
-use super::run_observer::RunObserver;
+use super::run_observer::{RunObserver, Yardsticks};
 use super::run_record::{device_name, run_attributes, target_name};
 use super::session::{Exit, STOPPED, Session};
 use crate::comm::World;
 use crate::config::{Plan, TrainFile, load};
+use crate::metric::PointReference;
 use crate::model::write_atomically;
 use crate::record::RunFile;
 use crate::train::{Networks, Outcome, State, Stop, run as train};
@@ -30,6 +31,8 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
     let networks = session.prepare(Networks::build(&plan, world.device))?;
     let inputs =
         session.prepare(Inputs::load(&plan.file.evaluate, networks.target.target(), world.device))?;
+    let target = networks.target.target();
+    let points = session.prepare(point_plan(&plan.file.evaluate, &plan.file.target, target))?;
     let mut state = State::initial(&plan, &networks, world.device);
     let path = plan.file.run.directory();
     let opened = session.prepare_on_root(|| open(&path, arguments.resume))?;
@@ -56,8 +59,10 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
 
     // Work.
     let measure = session.work(inputs.map(|inputs| inputs.measure(world)).transpose())?;
+    let points = session.work(points.map(|points| PointReference::new(target, points, world)).transpose())?;
+    let yardsticks = Yardsticks { images: measure.as_ref(), points: points.as_ref() };
     let first = state.iteration;
-    let mut observer = RunObserver::new(&plan, world, &networks, measure.as_ref(), record, first);
+    let mut observer = RunObserver::new(&plan, world, &networks, yardsticks, record, first, true);
     let checkpoints = path.join("checkpoints");
     let outcome = train(&plan, world, &networks, &mut state, &mut observer, &checkpoints, &stop);
     let outcome = session.work(outcome)?;
@@ -87,7 +92,7 @@ fn open(path: &Path, resume: bool) -> Result<(RunDirectory, Option<std::path::Pa
     Ok((RunDirectory::create(path)?, None))
 }
 
-fn start_record(path: &Path, world: &World, plan: &Plan, state: &State) -> Result<RunFile> {
+pub(super) fn start_record(path: &Path, world: &World, plan: &Plan, state: &State) -> Result<RunFile> {
     let config = plan.to_toml();
     write_atomically(&path.join("config.toml"), config.as_bytes())
         .with_context(|| format!("cannot write in {}", path.display()))?;
@@ -104,7 +109,7 @@ fn start_record(path: &Path, world: &World, plan: &Plan, state: &State) -> Resul
 }
 
 /// SIGTERM and SIGUSR1 ask for a checkpoint and an end; SIGINT, from a person, as well.
-fn watch_signals() -> Result<Arc<Stop>> {
+pub(super) fn watch_signals() -> Result<Arc<Stop>> {
     let stop = Arc::new(Stop::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGUSR1, signal_hook::consts::SIGINT] {
         // A second one of the same kind ends the process at once.

@@ -1,0 +1,111 @@
+//! `dft compare`: methods on targets with several seeds, each beside its floor and beside MCMC at equal cost.
+//!
+//! A run of one method on one target with one seed is a job, and one rank does it alone: ranks take the next job
+//! that nobody has claimed. What a job found stays in its directory under a key of all that it depends on, so a
+//! comparison that was interrupted, or whose configuration has changed in part, does only what is missing.
+
+mod job;
+mod report;
+mod results;
+
+use std::fs::{self, OpenOptions};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, Result};
+use tracing::{info, warn};
+
+use super::arguments::Compare;
+use super::progress::Progress;
+use super::run_directory::RunDirectory;
+use super::session::{Exit, STOPPED, Session};
+use super::train::watch_signals;
+use crate::comm::World;
+use crate::config::{CompareFile, ComparePlan, load};
+use crate::model::write_atomically;
+use crate::target::Target;
+use crate::train::Stop;
+
+use job::{Bench, Job};
+
+/// Runs the command on this rank.
+pub fn run(arguments: &Compare) -> Result<(), Exit> {
+    let file = load::<CompareFile>(&arguments.config, &arguments.set);
+    let (session, mut file) = Session::start(file, |file| &file.compute)?;
+    file.run.directory = arguments.run.clone().or(file.run.directory);
+    let world = &session.world;
+    let plan = session.prepare(file.check())?;
+    let targets = session.prepare(job::load_targets(&plan, world.device))?;
+    let stop = session.prepare(watch_signals())?;
+    let directory = plan.file.directory();
+    // Held to the end: no second comparison in the same directory.
+    let _lock = session.prepare_on_root(|| open(&directory, &plan))?;
+    session.work(world.collective().barrier())?;
+
+    // A job runs in a world of its own: this rank alone.
+    let alone = World::solo(world.device);
+    let bench = Bench::new(&plan, &targets, &alone);
+    let jobs = job::list(&plan);
+    let (trained, chains): (Vec<&Job>, Vec<&Job>) = jobs.iter().partition(|job| job.is_trained(&plan));
+    // Chains get the budgets that training has spent, so they come second.
+    for part in [trained, chains] {
+        let done = work(&session, &bench, &directory, &part, &stop);
+        session.work(done)?;
+        if world.any(stop.load(Ordering::Relaxed)) {
+            if world.is_root() {
+                warn!("stopped by a signal; the same command goes on from there");
+            }
+            session.work(world.collective().barrier())?;
+            return Err(Exit(STOPPED));
+        }
+    }
+    if world.is_root() {
+        let targets: Vec<&dyn Target> = targets.iter().map(|target| target.exact.as_ref()).collect();
+        session.work(report::write(&plan, &jobs, &targets, &directory, world))?;
+    }
+    session.work(world.collective().barrier())
+}
+
+/// Makes the directory, takes its lock, and forgets the claims of a run before.
+fn open(directory: &Path, plan: &ComparePlan) -> Result<RunDirectory> {
+    let claims = directory.join("claims");
+    fs::create_dir_all(&claims).with_context(|| format!("cannot make {}", claims.display()))?;
+    let lock = RunDirectory::open(directory)?;
+    for entry in fs::read_dir(&claims)? {
+        fs::remove_file(entry?.path())?;
+    }
+    let text = toml::to_string(&plan.file).context("a configuration is a table of plain values")?;
+    write_atomically(&directory.join("config.toml"), text.as_bytes())?;
+    Ok(lock)
+}
+
+/// Does jobs until none is left unclaimed.
+fn work(session: &Session, bench: &Bench, directory: &Path, jobs: &[&Job], stop: &Arc<Stop>) -> Result<()> {
+    let world = &session.world;
+    let mut progress = Progress::new("compare", 0, jobs.len() as u64, world.is_root());
+    for job in jobs {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let claim = directory.join("claims").join(job.slug(bench.plan).replace('/', "+"));
+        if OpenOptions::new().write(true).create_new(true).open(&claim).is_err() {
+            continue; // another rank has it
+        }
+        let home = directory.join(job.slug(bench.plan));
+        if let Some(rows) = bench.run(job, &home, directory, stop)? {
+            for row in rows.iter().filter(|_| rows.is_fresh()) {
+                info!("{}", row.line());
+            }
+        }
+        let done = finished(directory, bench.plan, jobs);
+        progress.set(done, || job.slug(bench.plan));
+    }
+    progress.finish();
+    Ok(session.world.collective().barrier()?)
+}
+
+/// How many of the jobs have a result.
+fn finished(directory: &Path, plan: &ComparePlan, jobs: &[&Job]) -> u64 {
+    jobs.iter().filter(|job| directory.join(job.slug(plan)).join(results::FILE).exists()).count() as u64
+}

@@ -1,0 +1,342 @@
+//! The comparison as people read it: a table, `results.json`, `results.md` and a figure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use comfy_table::{CellAlignment, Table, presets};
+use tch::{Kind, Tensor};
+use tracing::info;
+
+use super::job::{Job, samples_file};
+use super::results::{ResultRow, Rows};
+use crate::cli::run_record::device_name;
+use crate::cli::summary::command_line;
+use crate::comm::World;
+use crate::config::ComparePlan;
+use crate::model::write_atomically;
+use crate::plot::{DensityPanel, DensityRow, density_panels};
+use crate::rng::{Generator, Stream};
+use crate::target::Target;
+
+/// Metrics of the table, as columns, where any row has them.
+const SHOWN: [(&str, &str); 6] = [
+    ("ksd", "KSD"),
+    ("sliced_w2", "sliced W2"),
+    ("w2", "W2"),
+    ("mmd", "MMD"),
+    ("mode_error", "mode error"),
+    ("modes_hit", "modes hit"),
+];
+
+/// Exact samples of the figure: their purpose, as the iteration of their stream.
+const FIGURE: u64 = 5;
+
+/// Rows of one target, method and setting, one for each seed.
+struct Group<'r> {
+    rows: Vec<&'r ResultRow>,
+}
+
+impl Group<'_> {
+    /// Middle of the values over seeds, of an even number the lower; and least and greatest.
+    fn spread(&self, value: impl Fn(&ResultRow) -> Option<f64>) -> Option<(f64, f64, f64)> {
+        let mut values: Vec<f64> = self.rows.iter().filter_map(|row| value(row)).collect();
+        values.sort_by(f64::total_cmp);
+        let (least, greatest) = (*values.first()?, *values.last()?);
+        Some((values[(values.len() - 1) / 2], least, greatest))
+    }
+
+    fn metric(&self, name: &str) -> Option<(f64, f64, f64)> {
+        self.spread(|row| row.metrics.get(name).map(|score| score.value))
+    }
+
+    fn floor(&self, name: &str) -> Option<f64> {
+        self.rows.iter().find_map(|row| row.metrics.get(name)?.floor)
+    }
+
+    fn failures(&self) -> usize {
+        self.rows.iter().filter(|row| row.failure.is_some()).count()
+    }
+
+    /// Sorting key: samples that exist before those that do not, then the distance that sees most.
+    fn rank(&self) -> (bool, f64) {
+        let distance = self.metric("sliced_w2").or_else(|| self.metric("ksd"));
+        (distance.is_none(), distance.map_or(f64::INFINITY, |(middle, ..)| middle))
+    }
+
+    fn name(&self) -> (&str, &str) {
+        (&self.rows[0].method, &self.rows[0].setting)
+    }
+}
+
+/// Collects the rows of all jobs and writes everything; rank 0 only.
+///
+/// # Errors
+/// If a job's rows cannot be read, or a file cannot be written.
+pub fn write(
+    plan: &ComparePlan,
+    jobs: &[Job],
+    targets: &[&dyn Target],
+    directory: &Path,
+    world: &World,
+) -> Result<()> {
+    let mut rows = Vec::new();
+    for job in jobs {
+        rows.extend(Rows::any(&directory.join(job.slug(plan)))?);
+    }
+    let json = serde_json::to_string_pretty(&rows).context("rows are plain data")?;
+    save(&directory.join("results.json"), &json)?;
+    let tables = tables(plan, &rows);
+    for (target, table, _) in &tables {
+        println!("\n{target}\n{table}");
+    }
+    save(&directory.join("results.md"), &markdown(plan, &tables, world)?)?;
+    let figure = directory.join("figures").join("samples.png");
+    if targets.iter().all(|target| target.shape() == [2]) {
+        draw(plan, &rows, targets, directory, &figure)?;
+        info!("results in {} and the figure in {}", directory.display(), figure.display());
+    } else {
+        info!("results in {}", directory.display());
+    }
+    Ok(())
+}
+
+fn save(path: &Path, text: &str) -> Result<()> {
+    write_atomically(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn groups<'r>(target: &str, rows: &'r [ResultRow]) -> Vec<Group<'r>> {
+    let mut by_name: BTreeMap<(&str, &str), Vec<&ResultRow>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.target == target) {
+        by_name.entry((&row.method, &row.setting)).or_default().push(row);
+    }
+    let mut groups: Vec<Group> = by_name.into_values().map(|rows| Group { rows }).collect();
+    groups.sort_by(|a, b| a.rank().partial_cmp(&b.rank()).unwrap_or(std::cmp::Ordering::Equal));
+    groups
+}
+
+/// Name of each target with its table, for the terminal and as lines of cells.
+fn tables(plan: &ComparePlan, rows: &[ResultRow]) -> Vec<(String, Table, Vec<Vec<String>>)> {
+    let mut tables = Vec::new();
+    for target in &plan.file.targets {
+        let groups = groups(&target.name, rows);
+        let metrics: Vec<&(&str, &str)> = SHOWN
+            .iter()
+            .filter(|(name, _)| groups.iter().any(|group| group.metric(name).is_some()))
+            .collect();
+        let mut header: Vec<String> =
+            ["method", "setting", "evaluations", "seconds"].map(String::from).to_vec();
+        header.extend(metrics.iter().map(|(_, label)| label.to_string()));
+        let mut lines = vec![header];
+        let mut floors = vec!["exact samples".to_string(), "floor".into(), "–".into(), "–".into()];
+        for (name, _) in &metrics {
+            let floor = groups.iter().find_map(|group| group.floor(name));
+            floors.push(floor.map_or("–".into(), number));
+        }
+        lines.push(floors);
+        lines.extend(groups.iter().map(|group| line(group, &metrics)));
+        let mut table = Table::new();
+        table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(&lines[0]);
+        for line in &lines[1..] {
+            table.add_row(line);
+        }
+        for column in table.column_iter_mut().skip(2) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        tables.push((target.name.clone(), table, lines));
+    }
+    tables
+}
+
+fn line(group: &Group, metrics: &[&(&str, &str)]) -> Vec<String> {
+    let (method, setting) = group.name();
+    let evaluations = group.spread(|row| Some(row.target_evaluations as f64));
+    let seconds = group.spread(|row| Some(row.seconds));
+    let mut cells = vec![method.to_string(), setting.to_string()];
+    cells.push(evaluations.map_or("–".into(), |(middle, ..)| format!("{:.2} M", middle / 1e6)));
+    cells.push(seconds.map_or("–".into(), |(middle, ..)| format!("{middle:.1}")));
+    for (name, _) in metrics {
+        let failed = match group.failures() {
+            0 => String::new(),
+            n => format!(" ({n} of {} failed)", group.rows.len()),
+        };
+        cells.push(match (group.metric(name), group.failures()) {
+            (None, 0) => "–".into(),
+            (None, n) => format!("{n} of {} failed", group.rows.len()),
+            (Some((middle, least, greatest)), _) if least != greatest => {
+                format!("{} [{}, {}]{failed}", number(middle), number(least), number(greatest))
+            }
+            (Some((middle, ..)), _) => format!("{}{failed}", number(middle)),
+        });
+    }
+    cells
+}
+
+/// Three digits that count.
+fn number(value: f64) -> String {
+    match value.abs() {
+        size if size >= 1e5 => format!("{value:.1e}"),
+        size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
+        size if size >= 1.0 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+fn markdown(
+    plan: &ComparePlan,
+    tables: &[(String, Table, Vec<Vec<String>>)],
+    world: &World,
+) -> Result<String> {
+    let file = &plan.file;
+    let seeds: Vec<String> = file.run.seeds.iter().map(u64::to_string).collect();
+    let mut text = String::new();
+    writeln!(text, "# {}\n", file.run.name)?;
+    writeln!(text, "`{}`\n", command_line())?;
+    writeln!(
+        text,
+        "dft {} ({}), libtorch {}, {} × {} threads, {}. Seeds {}; the middle of them, and in brackets the least and the \
+         greatest. Scores are means over {} sets of {} samples; the first line of each table is what exact samples \
+         score. Chains get the evaluations and the seconds that `{}` was trained with, seed by seed.",
+        env!("CARGO_PKG_VERSION"),
+        env!("DFT_COMMIT"),
+        env!("DFT_BUILD_LIBTORCH"),
+        world.size,
+        world.threads,
+        device_name(world),
+        seeds.join(", "),
+        file.score.sets,
+        file.score.samples,
+        file.run.budget_of
+    )?;
+    for (target, _, lines) in tables {
+        writeln!(text, "\n## {target}\n")?;
+        for (number, line) in lines.iter().enumerate() {
+            writeln!(text, "| {} |", line.join(" | "))?;
+            if number == 0 {
+                let right = line.iter().enumerate().map(|(i, _)| if i < 2 { "---" } else { "---:" });
+                writeln!(text, "| {} |", right.collect::<Vec<_>>().join(" | "))?;
+            }
+        }
+    }
+    Ok(text)
+}
+
+/// Samples of the first seed over the target's contours: exact ones, then each method; chains at the first of
+/// their budgets.
+fn draw(
+    plan: &ComparePlan,
+    rows: &[ResultRow],
+    targets: &[&dyn Target],
+    directory: &Path,
+    path: &Path,
+) -> Result<()> {
+    let file = &plan.file;
+    let seed = file.run.seeds[0];
+    let exact: Vec<Option<Tensor>> = targets
+        .iter()
+        .map(|target| {
+            let mut generator = Generator::new(0, Stream::Exact, FIGURE, 0);
+            target.exact_samples(&mut generator, file.score.samples as i64)
+        })
+        .collect();
+    let panel = |row: usize, method: usize| -> Option<(Tensor, String)> {
+        let (target, method) = (&file.targets[row], &file.methods[method]);
+        let setting = if method.mcmc.is_some() { method.budgets()[0].setting() } else { "trained" };
+        let found = rows.iter().find(|row| {
+            row.target == target.name
+                && row.method == method.name
+                && row.setting == setting
+                && row.seed == seed
+        })?;
+        let home = directory.join(&target.name).join(&method.name).join(format!("seed-{seed}"));
+        let samples = Tensor::read_npy(home.join(samples_file(setting))).ok()?;
+        found.failure.is_none().then(|| (samples, caption(found)))
+    };
+    let mut contours = Vec::new();
+    for (row, (target, exact)) in targets.iter().zip(&exact).enumerate() {
+        let shown = exact.as_ref().map(Tensor::shallow_clone);
+        let shown =
+            shown.or_else(|| (0..file.methods.len()).find_map(|method| panel(row, method)).map(|p| p.0));
+        let (center, half) = shown.map_or(((0.0, 0.0), 5.0), |samples| square(&samples));
+        contours.push(DensityRow::new(&file.targets[row].name, center, half, |x| target.log_density(x))?);
+    }
+    let has_exact = exact.iter().any(Option::is_some);
+    let mut columns: Vec<String> = if has_exact { vec!["exact".into()] } else { vec![] };
+    columns.extend(file.methods.iter().map(|method| method.name.clone()));
+    fs::create_dir_all(path.parent().context("a figure has a directory")?)?;
+    density_panels(path, &file.run.name, &contours, &columns, |row, column| {
+        let (samples, caption) = match (has_exact, column) {
+            (true, 0) => (exact[row].as_ref()?.shallow_clone(), String::new()),
+            _ => panel(row, column - usize::from(has_exact))?,
+        };
+        Some(DensityPanel { samples, caption })
+    })
+}
+
+/// The two distances as multiples of their floors.
+fn caption(row: &ResultRow) -> String {
+    let ratio =
+        |name: &str| {
+            let score = row.metrics.get(name)?;
+            Some(score.floor.map_or_else(
+                || number(score.value),
+                |floor| format!("{} × floor", number(score.value / floor)),
+            ))
+        };
+    let parts = [("ksd", "KSD"), ("sliced_w2", "SW2")];
+    let lines: BTreeSet<(usize, String)> = parts
+        .iter()
+        .enumerate()
+        .filter_map(|(i, (name, label))| Some((i, format!("{label} {}", ratio(name)?))))
+        .collect();
+    lines.into_iter().map(|(_, line)| line).collect::<Vec<_>>().join("\n")
+}
+
+/// Centre and half side of the square of a target: 99 % of the samples in each coordinate, but no more than three
+/// times what 80 % of them take, so that a heavy tail does not shrink the rest to a dot.
+fn square(samples: &Tensor) -> ((f64, f64), f64) {
+    let span = |coordinate: i64| {
+        let values = samples.select(1, coordinate).to_kind(Kind::Double);
+        let at = |q: f64| values.quantile_scalar(q, None::<i64>, false, "linear").double_value(&[]);
+        let (low, high) = (at(0.1), at(0.9));
+        let most = 3.0 * (high - low);
+        let (first, last) = (at(0.005), at(0.995));
+        if last - first <= most {
+            ((first + last) / 2.0, (last - first) / 2.0)
+        } else {
+            ((low + high) / 2.0, most / 2.0)
+        }
+    };
+    let ((x, half_x), (y, half_y)) = (span(0), span(1));
+    ((x, y), (half_x.max(half_y) * 1.1).max(1e-6))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn numbers_keep_three_digits_that_count() {
+        for (value, text) in
+            [(0.05312, "0.053"), (1.234, "1.23"), (12.34, "12.3"), (1234.0, "1234"), (2.5e7, "2.5e7")]
+        {
+            assert_eq!(number(value), text);
+        }
+    }
+
+    #[test]
+    fn square_of_a_heavy_tail_shows_its_middle() {
+        // A Cauchy sample by its quantile function beside a uniform one on [−1, 1]: 80 % of the Cauchy lie within
+        // ±tan(0.4π) = ±3.08, so the square's half side is three times that with a margin of a tenth.
+        let u = Tensor::linspace(0.0005, 0.9995, 1000, (Kind::Double, Device::Cpu));
+        let cauchy = ((&u - 0.5) * std::f64::consts::PI).tan();
+        let samples = Tensor::stack(&[cauchy, u * 2.0 - 1.0], 1);
+        let ((x, y), half) = square(&samples);
+        assert!(x.abs() < 1e-6 && y.abs() < 1e-6);
+        assert!((half / (3.0 * 3.0777 * 1.1) - 1.0).abs() < 0.01, "{half}");
+    }
+}
