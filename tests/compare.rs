@@ -238,3 +238,16 @@ fn wrong_comparisons_are_refused_with_what_to_choose() {
         assert!(!bench.run().exists(), "{to}: work has begun");
     }
 }
+
+#[test]
+fn every_comparison_in_the_repository_is_valid() {
+    // Paths in configurations are relative to the repository's root, where cargo runs tests.
+    let mut found = 0;
+    for entry in fs::read_dir(root().join("configs/benchmarks")).unwrap() {
+        let path = entry.unwrap().path();
+        let file: dft::config::CompareFile = dft::config::load(&path, &[]).unwrap();
+        file.check().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        found += 1;
+    }
+    assert!(found >= 1);
+}

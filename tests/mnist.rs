@@ -140,8 +140,11 @@ fn every_training_configuration_in_the_repository_takes_a_step() {
     // Small in the two dimensions that cost time; everything else as a user runs it.
     let directory = tempfile::tempdir().unwrap();
     let small = ["train.batch=24", "train.iterations=1", "evaluate.samples=100", "train.warmup_updates=1"];
+    let directories =
+        ["configs", "configs/planar"].map(|directory| fs::read_dir(root().join(directory)).unwrap());
+    let small_sets = [&small[..], &["evaluate.point_sets=1"]].concat();
     let mut found = 0;
-    for entry in fs::read_dir(root().join("configs")).unwrap() {
+    for entry in directories.into_iter().flatten() {
         let config = entry.unwrap().path();
         let name = config.file_name().unwrap().to_str().unwrap().to_string();
         let Some(kind) = name.strip_suffix(".toml") else { continue };
@@ -151,6 +154,7 @@ fn every_training_configuration_in_the_repository_takes_a_step() {
             "mnist-energy-resnet" => {
                 ("fit-energy", &["train.iterations=1", "train.batch=24", "energy.width=8"])
             }
+            _ if config.parent().is_some_and(|parent| parent.ends_with("planar")) => ("train", &small_sets),
             _ => ("train", &small),
         };
         let mut command = Command::new(env!("CARGO_BIN_EXE_dft"));
@@ -162,5 +166,5 @@ fn every_training_configuration_in_the_repository_takes_a_step() {
         assert_eq!(finished.code, 0, "{name}: {}", finished.output);
         found += 1;
     }
-    assert!(found >= 6, "only {found} configurations");
+    assert!(found >= 14, "only {found} configurations");
 }

@@ -1,5 +1,6 @@
 //! The configuration of `dft compare`: methods on targets, and what they are given.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -80,6 +81,9 @@ pub struct MethodEntry {
     /// target's own recipe.
     #[serde(default)]
     pub set: Vec<String>,
+    /// What to set besides on single targets, by name: `{ funnel = ["score.base=target"] }`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub set_on: BTreeMap<String, Vec<String>>,
     /// A sampler that is not trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mcmc: Option<McmcSection>,
@@ -115,6 +119,12 @@ impl MethodEntry {
     /// What chains are given.
     pub fn budgets(&self) -> Vec<Budget> {
         self.budgets.clone().unwrap_or(vec![Budget::Evaluations, Budget::Seconds])
+    }
+
+    /// What it sets on this target.
+    pub fn settings(&self, target: &TargetEntry) -> Vec<String> {
+        let own = self.set_on.get(&target.name);
+        self.set.iter().chain(own.into_iter().flatten()).cloned().collect()
     }
 
     /// Whether it runs on this target.
@@ -174,11 +184,14 @@ impl CompareFile {
         let methods = || self.methods.iter().map(|method| method.name.as_str());
         let wrong_name = targets().chain(methods()).find(|name| !is_name(name)).unwrap_or_default();
         let repeated = find_repeated(targets()).or(find_repeated(methods())).unwrap_or_default();
-        let unknown = self.methods.iter().flat_map(|method| method.targets.iter().flatten());
+        let unknown = self
+            .methods
+            .iter()
+            .flat_map(|method| method.targets.iter().flatten().chain(method.set_on.keys()));
         let unknown = unknown.map(String::as_str).find(|name| !targets().any(|target| target == *name));
         let budget = self.methods.iter().find(|method| method.name == self.run.budget_of);
         let both = self.methods.iter().find(|method| match &method.mcmc {
-            Some(_) => !method.set.is_empty() || method.budgets().is_empty(),
+            Some(_) => !method.set.is_empty() || !method.set_on.is_empty() || method.budgets().is_empty(),
             None => method.budgets.is_some(),
         });
         let seeds = format!("{:?}", self.run.seeds);
@@ -196,7 +209,7 @@ impl CompareFile {
             (repeated.is_empty(), "name", &format!("{repeated:?} twice"), "another name for one of them"),
             (
                 unknown.is_none(),
-                "method.targets",
+                "method.targets or method.set_on",
                 &format!("{:?}", unknown.unwrap_or_default()),
                 "names of [[target]]s",
             ),
@@ -221,7 +234,7 @@ impl CompareFile {
                 mcmc.check(&format!("method {:?}: mcmc", method.name))?;
             }
             for target in self.targets.iter().filter(|target| method.runs_on(target)) {
-                self.train_plan(target, &method.set, self.run.seeds[0])?;
+                self.train_plan(target, &method.settings(target), self.run.seeds[0])?;
             }
         }
         let recipes = self.targets.iter().map(|target| self.train_plan(target, &[], self.run.seeds[0]));

@@ -160,6 +160,10 @@ pub struct MethodSection {
     /// initial_scale² I), to q along the geometric path; 0 means q throughout.
     #[serde(default)]
     pub anneal_until: f64,
+    /// Weight of the target at the end of the path. A little below 1 leaves a trace of the first distribution, which
+    /// keeps far tails from drifting where hardly a sample tells the score network about them.
+    #[serde(default = "one")]
+    pub anneal_to: f64,
     /// The first distribution's part in that path falls as (1 − t)^anneal_power, t from 0 to 1: above 1 it lets go
     /// of a heavy tail gently.
     #[serde(default = "one")]
@@ -197,9 +201,9 @@ impl MethodSection {
     /// Weight of the target against the sampler's first distribution after `fraction` of training, 0 to 1.
     pub fn target_weight(&self, fraction: f64) -> f64 {
         if fraction >= self.anneal_until {
-            return 1.0;
+            return self.anneal_to;
         }
-        1.0 - (1.0 - fraction / self.anneal_until).powf(self.anneal_power)
+        self.anneal_to * (1.0 - (1.0 - fraction / self.anneal_until).powf(self.anneal_power))
     }
 
     /// All fields of the run.
@@ -234,6 +238,13 @@ impl MethodSection {
                 &self.anneal_until,
                 "a fraction 0 to 1",
             ),
+            (self.anneal_power > 0.0, "method.anneal_power", &self.anneal_power, "a number above 0"),
+            (
+                self.anneal_to > 0.0 && self.anneal_to <= 1.0,
+                "method.anneal_to",
+                &self.anneal_to,
+                "a number above 0, 1 at most",
+            ),
             (self.sigma_data > 0.0, "method.sigma_data", &self.sigma_data, "a number above 0"),
             (self.field_power.is_finite(), "method.field_power", &self.field_power, "a finite number"),
         ])
@@ -258,6 +269,8 @@ mod tests {
         assert_eq!(weights, [0.0, 0.25, 1.0, 1.0]);
         section.anneal_power = 2.0; // half way, a quarter of the first distribution is left
         assert_eq!(section.target_weight(0.2), 0.75);
+        section.anneal_to = 0.5;
+        assert_eq!([0.2, 0.4, 1.0].map(|fraction| section.target_weight(fraction)), [0.375, 0.5, 0.5]);
     }
 
     #[test]

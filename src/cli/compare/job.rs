@@ -188,7 +188,8 @@ impl<'a> Bench<'a> {
     fn train(&self, job: &Job, home: &Path, stop: &Stop) -> Result<Option<Rows>> {
         let file = &self.plan.file;
         let method = &file.methods[job.method];
-        let plan = file.train_plan(&file.targets[job.target], &method.set, job.seed)?;
+        let target = &file.targets[job.target];
+        let plan = file.train_plan(target, &method.settings(target), job.seed)?;
         let key = key_of(&[&plan.to_toml(), &format!("{:?}", file.score)]);
         if let Some(rows) = Rows::read(home, &key) {
             return Ok(Some(rows));
