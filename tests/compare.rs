@@ -37,11 +37,11 @@ config = "configs/planar/mog2.toml"
 
 [[method]]
 name = "kl"
-set = ["method.kind=kl", "train.iterations=30", "train.warmup_updates=5"]
+set = ["method.kind=kl", "train.batch=256", "train.iterations=30", "train.warmup_updates=5"]
 
 [[method]]
 name = "dft"
-set = ["method.kind=dft", "train.iterations=20", "train.warmup_updates=5"]
+set = ["method.kind=dft", "train.batch=256", "train.iterations=20", "train.warmup_updates=5"]
 targets = ["gaussian"]
 
 [[method]]
@@ -161,6 +161,8 @@ fn every_job_has_rows_with_cost_scores_and_floors_and_a_second_command_does_noth
     // no part of the target; dft twice, product included.
     assert_eq!(of("modes", "kl", "trained", 1)["target_evaluations"], 29 * 512);
     assert_eq!(of("gaussian", "dft", "trained", 0)["target_evaluations"], 19 * 1024);
+    assert_eq!(of("modes", "kl", "trained", 0)["sets"], 2);
+    assert_eq!(of("modes", "svgd", "same evaluations", 0)["sets"], 1);
     // Chains get what kl had: whole steps of 200 chains.
     let ula = of("gaussian", "ula", "same evaluations", 0);
     assert_eq!(ula["target_evaluations"], 29 * 512 / 200 * 200);
@@ -185,7 +187,7 @@ fn only_what_a_change_touches_is_done_again() {
     assert_eq!(bench.alone(&["run.seeds=[0]"]).code, 0);
     let before = bench.written();
     let config = fs::read_to_string(bench.directory.path().join("compare.toml")).unwrap();
-    let changed = config.replace("kind=dft\", \"train.iterations=20", "kind=dft\", \"train.iterations=25");
+    let changed = config.replace("train.iterations=20", "train.iterations=25");
     assert_ne!(config, changed);
     fs::write(bench.directory.path().join("compare.toml"), changed).unwrap();
     let finished = bench.alone(&["run.seeds=[0]"]);
@@ -222,6 +224,14 @@ fn wrong_comparisons_are_refused_with_what_to_choose() {
         ("step_size = [0.01, 0.1]", "step_size = -1.0", &["ula", "step_size", "above 0"]),
         ("method.kind=dft", "method.kind=drift", &["drift"]),
         ("configs/planar/mog2.toml", "configs/planar/absent.toml", &["absent.toml"]),
+        ("name = \"modes\"", "name = \"claims\"", &["claims", "own files"]),
+        ("sets = 2", "sets = 17", &["score.sets", "16"]),
+        (
+            "\"method.kind=dft\"",
+            "\"method.kind=dft\", \"target.mean=[0, 0]\", \"target.covariance=[[1, 0], [0, 1]]\"",
+            &["dft", "changes the target"],
+        ),
+        ("\"method.kind=kl\"", "\"method.kind=kl\", \"sampler.latent=1\"", &["sampler.latent"]),
         ("seeds = [0, 1]", "seeds = [1, 1]", &["run.seeds", "once"]),
         (
             "budgets = [\"evaluations\"]\n\n[[method]]\nname = \"svgd\"",
@@ -250,4 +260,44 @@ fn every_comparison_in_the_repository_is_valid() {
         found += 1;
     }
     assert!(found >= 1);
+}
+
+#[test]
+fn a_directory_of_something_else_is_left_alone() {
+    let bench = Bench::new(CONFIG);
+    fs::create_dir(bench.run()).unwrap();
+    let config = fs::read_to_string(root().join("configs/quick.toml")).unwrap();
+    fs::write(bench.run().join("config.toml"), &config).unwrap();
+    let finished = bench.alone(&[]);
+    assert_eq!(finished.code, 2, "{}", finished.output);
+    assert!(finished.output.contains("something other than a comparison"), "{}", finished.output);
+    assert_eq!(fs::read_to_string(bench.run().join("config.toml")).unwrap(), config);
+}
+
+#[test]
+fn a_method_that_diverges_is_a_row_with_its_failure_and_the_others_go_on() {
+    // The path term with a large step leaves for infinity within a few hundred iterations; chains whose budget
+    // it was have none.
+    let config = CONFIG.replace(
+        "method.kind=kl\", \"train.batch=256\", \"train.iterations=30",
+        "method.kind=path\", \"train.batch=24\", \"train.sampler_lr=3.0\", \"train.iterations=400",
+    );
+    let bench = Bench::new(&config);
+    let finished = bench.alone(&["run.seeds=[0]"]);
+    assert_eq!(finished.code, 0, "{}", finished.output);
+    let rows = bench.results();
+    let failures: Vec<(&str, &str)> =
+        rows.iter().filter_map(|row| Some((row["method"].as_str()?, row["failure"].as_str()?))).collect();
+    assert!(
+        failures.iter().any(|(method, failure)| *method == "kl" && failure.contains("not finite")),
+        "{failures:?}"
+    );
+    assert!(
+        failures.iter().any(|(method, failure)| *method == "mala" && failure.contains("no budget")),
+        "{failures:?}"
+    );
+    let dft = rows.iter().find(|row| row["method"] == "dft").unwrap();
+    assert!(dft["failure"].is_null() && dft["metrics"]["ksd"]["value"].is_number());
+    let markdown = fs::read_to_string(bench.run().join("results.md")).unwrap();
+    assert!(markdown.contains("failed"), "{markdown}");
 }

@@ -20,10 +20,8 @@ use crate::target::Target;
 /// Samples hold numbers that are not finite. Known on all ranks at once, since it is seen after a sum over
 /// them.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "samples hold values that are not finite: the sampler or the chain diverged; lower its learning rate or step size"
-)]
-pub struct NotFinite;
+#[error("{0}: the sampler or the chain diverged; lower its learning rate or step size")]
+pub struct NotFinite(String);
 
 /// How many samples of an evaluation are kept for pictures and records.
 pub const SHOWN: i64 = 100;
@@ -170,7 +168,7 @@ impl Measure {
         moments.merge(world)?;
         spread.merge(world)?;
         if !moments.is_finite() {
-            return Err(NotFinite.into());
+            return Err(NotFinite("samples hold values that are not finite".into()).into());
         }
         // Chunk 0 belongs to rank 0; the others make room for what it sends.
         let shape = [&[self.samples.min(SHOWN)], &self.reference.real(1).size()[1..]].concat();
@@ -221,10 +219,12 @@ pub fn is_ring(target: &TargetSection) -> bool {
 /// Scores of points by name, the names ending in `suffix`.
 ///
 /// # Errors
-/// [`NotFinite`] if samples are not finite; otherwise what the reference returns.
+/// [`NotFinite`] if samples, or the target's scores at them, are not finite; otherwise what the reference returns.
 pub fn point_scores(reference: &PointReference, x: &Tensor, suffix: &str) -> Result<BTreeMap<String, Score>> {
     let scores = match reference.scores(x) {
-        Err(PointError::NotFinite { .. }) => return Err(NotFinite.into()),
+        Err(error @ (PointError::NotFinite { .. } | PointError::Overflow { .. })) => {
+            return Err(NotFinite(error.to_string()).into());
+        }
         scores => scores?,
     };
     Ok(scores.into_iter().map(|(name, measured)| (format!("{name}{suffix}"), measured.into())).collect())

@@ -211,7 +211,7 @@ impl<'a> RunObserver<'a> {
         let summary = Summary {
             command: command_line(),
             target: target_name(&file.target).to_string(),
-            method: format!("{:?}", file.method.kind).to_lowercase(),
+            method: file.method.name(),
             world_size: self.world.size,
             device: device_name(self.world).to_string(),
             iterations: state.iteration,

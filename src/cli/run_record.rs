@@ -122,7 +122,11 @@ pub fn record_evaluation(
         let (value, floor) = (leaked(name.clone()), leaked(format!("{name}_floor")));
         row.push((Column::new(value, "1", "score of the averaged sampler"), score.value.into()));
         row.push((
-            Column::new(floor, "1", "the same score of as many real samples"),
+            Column::new(
+                floor,
+                "1",
+                "the same score of as many perfect samples; for moments and fractions the truth",
+            ),
             score.floor.unwrap_or(f64::NAN).into(),
         ));
     }

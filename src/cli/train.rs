@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
+use tch::Kind;
 use tracing::warn;
 
 use super::arguments::Train;
@@ -18,6 +19,7 @@ use crate::config::{Plan, TrainFile, load};
 use crate::metric::PointReference;
 use crate::model::write_atomically;
 use crate::record::RunFile;
+use crate::target::load_exact;
 use crate::train::{Networks, Outcome, State, Stop, run as train};
 
 /// Runs the command on this rank.
@@ -33,6 +35,9 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
         session.prepare(Inputs::load(&plan.file.evaluate, networks.target.target(), world.device))?;
     let target = networks.target.target();
     let points = session.prepare(point_plan(&plan.file.evaluate, &plan.file.target, target))?;
+    // Trained on in f32, measured against in f64 where it has a closed form.
+    let exact = points.as_ref().map(|_| load_exact(&plan.file.target, Kind::Double, world.device));
+    let exact = session.prepare(exact.transpose())?;
     let mut state = State::initial(&plan, &networks, world.device);
     let path = plan.file.run.directory();
     let opened = session.prepare_on_root(|| open(&path, arguments.resume))?;
@@ -59,7 +64,9 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
 
     // Work.
     let measure = session.work(inputs.map(|inputs| inputs.measure(world)).transpose())?;
-    let points = session.work(points.map(|points| PointReference::new(target, points, world)).transpose())?;
+    let points = points.zip(exact.as_deref());
+    let points = points.map(|(points, exact)| PointReference::new(exact, points, world)).transpose();
+    let points = session.work(points)?;
     let yardsticks = Yardsticks { images: measure.as_ref(), points: points.as_ref() };
     let first = state.iteration;
     let mut observer = RunObserver::new(&plan, world, &networks, yardsticks, record, first, true);
@@ -138,7 +145,7 @@ fn print_plan(plan: &Plan, world: &World, networks: &Networks, state: &State, pa
     let network = |kind: String, count: i64| format!("{}, {count} parameters", kind.to_lowercase());
     row("sampler", network(format!("{:?}", file.sampler.kind), state.sampler.count()));
     row("score network", network(format!("{:?}", file.score.kind), state.score.count()));
-    row("method", format!("{:?}, sigma {:?}", file.method.kind, file.method.sigma).to_lowercase());
+    row("method", format!("{}, sigma {}", file.method.name(), file.method.sigma));
     row(
         "training",
         format!(

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::load::{ConfigError, load};
 use super::mcmc::McmcSection;
 use super::run::{ComputeSection, require};
-use super::train::{Plan, TrainFile};
+use super::train::{EvaluateSection, Plan, TrainFile};
 
 /// What a user writes for `dft compare`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -140,12 +140,39 @@ pub struct ComparePlan {
     pub file: CompareFile,
     /// The target's own recipe, for each target.
     pub recipes: Vec<Plan>,
+    /// The plan of each trained method on each target that it runs on, by their numbers; the seed is that of a
+    /// job.
+    plans: BTreeMap<(usize, usize), Plan>,
 }
+
+impl ComparePlan {
+    /// The plan of a trained method on a target with a seed, for one rank.
+    ///
+    /// # Panics
+    /// If the method is not trained on that target.
+    pub fn train_plan(&self, target: usize, method: usize, seed: u64) -> Plan {
+        let mut plan = self.plans[&(target, method)].clone();
+        plan.file.run.seed = seed;
+        plan
+    }
+
+    /// All plans of trained methods.
+    pub fn train_plans(&self) -> impl Iterator<Item = &Plan> {
+        self.plans.values()
+    }
+}
+
+/// Names that the comparison's own files have.
+const RESERVED: [&str; 7] =
+    ["claims", "config.toml", "figures", "lock", "results.json", "results.md", "rows.json"];
+
+/// Sets of draws that a run of chains always has; see `mcmc`.
+const MOST_SETS_OF_CHAINS: usize = 16;
 
 /// Names become directories.
 fn is_name(name: &str) -> bool {
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    !name.is_empty() && !name.starts_with('.') && name.chars().all(fits)
+    !name.is_empty() && !name.starts_with('.') && name.chars().all(fits) && !RESERVED.contains(&name)
 }
 
 fn find_repeated<'n>(names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
@@ -159,19 +186,14 @@ impl CompareFile {
         self.run.directory.clone().unwrap_or_else(|| Path::new("runs").join(&self.run.name))
     }
 
-    /// The plan of a trained method on a target with a seed, for one rank.
-    ///
-    /// # Errors
-    /// If the target's configuration with the method's settings cannot be used.
-    pub fn train_plan(&self, target: &TargetEntry, set: &[String], seed: u64) -> Result<Plan, ConfigError> {
+    /// The plan of a target's configuration with a method's settings, for one rank.
+    fn train_plan(&self, target: &TargetEntry, set: &[String]) -> Result<Plan, ConfigError> {
         let mut file: TrainFile = load(&target.config, set)?;
-        file.run.seed = seed;
         file.run.name.clone_from(&target.name);
         file.compute.device = self.compute.device;
         file.compute.threads = self.compute.threads;
-        // Samples are scored here, all methods alike.
-        file.evaluate.point_sets = 0;
-        file.evaluate.every = 0;
+        // Samples are scored by the comparison, all methods alike.
+        file.evaluate = EvaluateSection::default();
         file.check(1)
     }
 
@@ -204,7 +226,7 @@ impl CompareFile {
                 wrong_name.is_empty() && targets().chain(methods()).all(is_name),
                 "name",
                 &format!("{wrong_name:?}"),
-                "letters, digits, `-`, `_` and `.`: names become directories",
+                "letters, digits, `-`, `_` and `.`, and none of the comparison's own files: names become directories",
             ),
             (repeated.is_empty(), "name", &format!("{repeated:?} twice"), "another name for one of them"),
             (
@@ -227,18 +249,32 @@ impl CompareFile {
             ),
             (!self.run.seeds.is_empty() && !repeated_seed, "run.seeds", &seeds, "a list of seeds, each once"),
             (self.score.samples >= 2, "score.samples", &self.score.samples, "2 or more"),
-            (self.score.sets >= 1, "score.sets", &self.score.sets, "1 or more"),
+            (
+                (1..=MOST_SETS_OF_CHAINS).contains(&self.score.sets),
+                "score.sets",
+                &self.score.sets,
+                "1 to 16, as many as chains have",
+            ),
         ])?;
-        for method in &self.methods {
+        let recipes = self.targets.iter().map(|target| self.train_plan(target, &[]));
+        let recipes = recipes.collect::<Result<Vec<Plan>, _>>()?;
+        let mut plans = BTreeMap::new();
+        for (number, method) in self.methods.iter().enumerate() {
             if let Some(mcmc) = &method.mcmc {
                 mcmc.check(&format!("method {:?}: mcmc", method.name))?;
+                continue;
             }
-            for target in self.targets.iter().filter(|target| method.runs_on(target)) {
-                self.train_plan(target, &method.settings(target), self.run.seeds[0])?;
+            for (at, target) in self.targets.iter().enumerate().filter(|(_, target)| method.runs_on(target)) {
+                let plan = self.train_plan(target, &method.settings(target))?;
+                if plan.file.target != recipes[at].file.target {
+                    return Err(ConfigError::Invalid(format!(
+                        "method {:?} changes the target {:?} that it is compared on; make a [[target]] of its own for that",
+                        method.name, target.name
+                    )));
+                }
+                plans.insert((at, number), plan);
             }
         }
-        let recipes = self.targets.iter().map(|target| self.train_plan(target, &[], self.run.seeds[0]));
-        let recipes = recipes.collect::<Result<_, _>>()?;
-        Ok(ComparePlan { file: self, recipes })
+        Ok(ComparePlan { file: self, recipes, plans })
     }
 }

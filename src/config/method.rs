@@ -86,6 +86,22 @@ pub enum SigmaPath {
     Path(Vec<SigmaKnot>),
 }
 
+impl std::fmt::Display for SigmaPath {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let level = |low: f64, high: f64| {
+            if low == high { format!("{low}") } else { format!("[{low}, {high}]") }
+        };
+        match self {
+            SigmaPath::Constant(sigma) => write!(f, "{sigma}"),
+            SigmaPath::Band([low, high]) => write!(f, "[{low}, {high}]"),
+            SigmaPath::Path(knots) => {
+                let levels: Vec<String> = knots.iter().map(|knot| level(knot.low, knot.high)).collect();
+                write!(f, "{}", levels.join(" → "))
+            }
+        }
+    }
+}
+
 impl SigmaPath {
     /// The band (low, high) after `fraction` of training.
     pub fn band(&self, fraction: f64) -> (f64, f64) {
@@ -196,6 +212,12 @@ impl MethodSection {
     /// The field after `fraction` of training.
     pub fn kind_at(&self, fraction: f64) -> FieldKind {
         self.phases.iter().rev().find(|phase| phase.at <= fraction).map_or(self.kind, |phase| phase.kind)
+    }
+
+    /// The field by name, or several in their order: `kl → dft`.
+    pub fn name(&self) -> String {
+        let names: Vec<String> = self.kinds().map(|kind| format!("{kind:?}").to_lowercase()).collect();
+        names.join(" → ")
     }
 
     /// Weight of the target against the sampler's first distribution after `fraction` of training, 0 to 1.

@@ -47,7 +47,7 @@ pub enum ScoreBase {
     #[default]
     Gaussian,
     /// That score too, with the weight that the first distribution has on the path to the target
-    /// (`method.anneal_until`): nothing once the path is done.
+    /// (`method.anneal_until`): nothing once the path is done, but for what `method.anneal_to` leaves of it.
     Fading,
     /// The target's own score: the network learns the difference, which is small at the end and stays bounded
     /// where the target's score does not. It costs an evaluation of the target for each row of a score update.

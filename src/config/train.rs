@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::load::ConfigError;
-use super::method::{MethodSection, Schedule, Variance};
+use super::method::{FieldKind, MethodSection, Schedule, Variance};
 use super::network::{SamplerSection, ScoreBase, ScoreKind, ScoreSection, TargetSection};
 use super::run::{ComputeSection, RunSection, require};
 
@@ -317,9 +317,17 @@ impl TrainFile {
                     .into(),
             ));
         }
-        if self.score.base == ScoreBase::Target && self.score.kind != ScoreKind::Mlp {
+        let is_for_vectors = self.score.base != ScoreBase::Gaussian || self.score.tail_scaling;
+        if is_for_vectors && self.score.kind != ScoreKind::Mlp {
             return Err(ConfigError::Invalid(
-                "score.base = \"target\" is for score.kind = \"mlp\"; leave it out, or choose \"gaussian\""
+                "score.base and score.tail_scaling are for score.kind = \"mlp\"; leave them out for another"
+                    .into(),
+            ));
+        }
+        if self.method.kinds().any(|kind| kind == FieldKind::Fisher) && self.score.kind != ScoreKind::Mlp {
+            return Err(ConfigError::Invalid(
+                "method.kind = \"fisher\" differentiates once for each dimension, so it is for score.kind = \"mlp\"; choose \
+                 \"dft\", which needs no such thing"
                     .into(),
             ));
         }

@@ -5,7 +5,7 @@ use tch::Tensor;
 use super::fisher::fisher_field;
 use super::perturb::Perturbed;
 use super::score::{ScoreAt, score_product};
-use crate::config::{FieldKind, MethodSection, Variance};
+use crate::config::{FieldKind, MethodSection, ScoreBase, Variance};
 use crate::model::{Base, ScoreNetwork, Weights, per_row};
 use crate::target::TargetOnPath;
 
@@ -132,12 +132,14 @@ pub fn sampler_field(
     let loss = at.fold(&(denoising_fisher_loss(at, &score, &target_score) * &weight));
     if section.variance == Variance::ControlVariate {
         let variate = control_variate(target, network, &x0.detach(), at);
+        if network.0.spec().base != ScoreBase::Target {
+            evaluations += 2 * if target.is_evaluated() { x0.size()[0] } else { 0 };
+        }
         let scale = match kind {
             FieldKind::Hybrid => &weight * &at.sigma * section.fisher_weight,
             _ => weight,
         };
         gradient += variate * per_row(&scale, x0);
-        evaluations += 2 * rows;
     }
     FieldValue { gradient, loss, evaluations }
 }

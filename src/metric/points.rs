@@ -73,9 +73,7 @@ pub struct Measured {
 #[derive(Debug, thiserror::Error)]
 pub enum PointError {
     /// Points that are not finite.
-    #[error(
-        "{bad} of {rows} samples are not finite: the sampler or the chain diverged; lower its learning rate or step size"
-    )]
+    #[error("{bad} of {rows} samples are not finite")]
     NotFinite {
         /// How many.
         bad: i64,

@@ -119,6 +119,9 @@ impl TargetOnPath<'_> {
     /// As [`score`](Self::score), with a graph to `x`, which requires gradients: by autograd through the
     /// log-density.
     pub fn differentiable_score(&self, x: &Tensor, sigma: &Tensor) -> Tensor {
+        if !self.is_evaluated() {
+            return self.start_score(x);
+        }
         let total = self.target.target.log_density(x).sum(None);
         let score = Tensor::run_backward(&[total], &[x], true, true).remove(0);
         let score = match self.target.inverse_temperature(x, sigma) {

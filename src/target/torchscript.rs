@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use tch::{CModule, Device, Tensor};
+use tch::{CModule, Device, Kind, Tensor};
 
 use super::probe::{Failed, check, last_line};
 use super::{Target, TargetError};
@@ -57,8 +57,10 @@ impl Target for TorchScriptTarget {
     }
 
     fn log_density(&self, x: &Tensor) -> Tensor {
+        // It was tried in f32, the kind that its weights have.
         self.module
-            .forward_ts(&[x])
+            .forward_ts(&[&x.to_kind(Kind::Float)])
             .expect("the module was tried on samples of this shape when it was loaded")
+            .to_kind(x.kind())
     }
 }

@@ -61,6 +61,7 @@ pub fn run(
         let update = trainer.score_update(state, 0.0)?;
         observer.observe(&Event::Warmup(state.score_updates, settings.warmup_updates, update.loss))?;
         // An exchange of its own: in the loop below the wish to stop travels with the gradient.
+        state.wall_seconds = seconds_before + started.elapsed().as_secs_f64();
         if world.any(stop.load(Ordering::Relaxed)) {
             save(plan, world, state, observer, checkpoints)?;
             return Ok(Outcome::Stopped);

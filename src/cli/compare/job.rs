@@ -1,9 +1,10 @@
 //! One method on one target with one seed: a training run, or chains with the budget of one.
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -14,16 +15,19 @@ use super::results::{ResultRow, Rows, key_of};
 use crate::cli::metrics::{NotFinite, draw_points, is_ring, output_sigma, point_scores};
 use crate::cli::run_directory::RunDirectory;
 use crate::cli::run_observer::{RunObserver, Yardsticks};
-use crate::cli::summary::Score;
+use crate::cli::run_record::device_name;
 use crate::cli::train::start_record;
 use crate::comm::World;
-use crate::config::{Budget, ComparePlan, McmcSection, Plan};
-use crate::mcmc::McmcRun;
+use crate::config::{
+    Budget, CheckpointSection, ComparePlan, EvaluateSection, McmcSection, MethodEntry, Plan, TargetEntry,
+    TargetSection, TrainFile, load,
+};
+use crate::mcmc::{McmcError, McmcRun};
 use crate::metric::{Cloud, PointPlan, PointReference, ksd};
 use crate::record::write_samples_file;
 use crate::rng::{Generator, Stream};
 use crate::target::{Target, TargetError, load_exact};
-use crate::train::{Networks, Outcome, State, Stop, TrainError, run as train};
+use crate::train::{Networks, Outcome, SetupError, State, Stop, TrainError, run as train};
 
 /// Purpose of a chain's random numbers, as the iteration of their stream.
 const STARTS: u64 = 0;
@@ -32,6 +36,9 @@ const TUNING: u64 = 2;
 
 /// Part of the budget of evaluations that each of several step sizes is tried with.
 const TRIAL: u64 = 20;
+
+/// Evaluations of each chain that such a trial has at least.
+const LEAST_TRIAL: u64 = 10;
 
 /// One target, as chains run on it and as samples are measured against it.
 pub struct LoadedTarget {
@@ -46,19 +53,28 @@ pub struct LoadedTarget {
 /// # Errors
 /// If one cannot be used, or makes no vectors.
 pub fn load_targets(plan: &ComparePlan, device: Device) -> Result<Vec<LoadedTarget>, TargetError> {
-    let load = |recipe: &Plan| {
+    let load = |(recipe, entry): (&Plan, &TargetEntry)| {
         let [single, exact] =
             [Kind::Float, Kind::Double].map(|kind| load_exact(&recipe.file.target, kind, device));
         let (single, exact) = (single?, exact?);
         if exact.shape().len() != 1 {
             return Err(TargetError::Invalid(format!(
-                "dft compare scores vectors, and a target makes samples {:?}; leave it out",
+                "dft compare scores vectors, and target {:?} makes samples {:?}; leave it out",
+                entry.name,
                 exact.shape()
             )));
         }
         Ok(LoadedTarget { single, exact })
     };
-    plan.recipes.iter().map(load).collect()
+    plan.recipes.iter().zip(&plan.file.targets).map(load).collect()
+}
+
+/// Builds the networks of every training run once, so that what does not fit is found before any work.
+///
+/// # Errors
+/// If a network does not fit its target.
+pub fn try_networks(plan: &ComparePlan, device: Device) -> Result<(), SetupError> {
+    plan.train_plans().try_for_each(|plan| Networks::build(plan, device).map(|_| ()))
 }
 
 /// A method on a target with a seed, by their numbers in the configuration.
@@ -78,7 +94,7 @@ pub fn list(plan: &ComparePlan) -> Vec<Job> {
     let mut jobs = Vec::new();
     for (target, entry) in file.targets.iter().enumerate() {
         for &seed in &file.run.seeds {
-            let runs = |&(_, method): &(usize, &crate::config::MethodEntry)| method.runs_on(entry);
+            let runs = |&(_, method): &(usize, &MethodEntry)| method.runs_on(entry);
             let methods = file.methods.iter().enumerate().filter(runs);
             jobs.extend(methods.map(|(method, _)| Job { target, method, seed }));
         }
@@ -100,17 +116,21 @@ impl Job {
 
     /// The training run whose budget it gets.
     fn budget(&self, plan: &ComparePlan) -> Job {
-        let is_budget = |method: &crate::config::MethodEntry| method.name == plan.file.run.budget_of;
+        let is_budget = |method: &MethodEntry| method.name == plan.file.run.budget_of;
         let method = plan.file.methods.iter().position(is_budget);
         Job { method: method.expect("the plan has checked that there is one"), ..*self }
     }
 
-    fn row(&self, plan: &ComparePlan, setting: &str) -> ResultRow {
+    fn row(&self, plan: &ComparePlan, setting: &str, world: &World) -> ResultRow {
         ResultRow {
             target: plan.file.targets[self.target].name.clone(),
             method: plan.file.methods[self.method].name.clone(),
             setting: setting.to_string(),
             seed: self.seed,
+            sets: 0,
+            commit: env!("DFT_COMMIT").to_string(),
+            device: device_name(world).to_string(),
+            threads: world.threads,
             target_evaluations: 0,
             seconds: 0.0,
             sampling_seconds: None,
@@ -130,15 +150,15 @@ pub struct Bench<'a> {
     /// The comparison.
     pub plan: &'a ComparePlan,
     targets: &'a [LoadedTarget],
-    yardsticks: Vec<[OnceCell<PointReference<'a>>; 2]>,
+    /// By target and number of sets.
+    yardsticks: RefCell<BTreeMap<(usize, usize), Rc<PointReference<'a>>>>,
     world: &'a World,
 }
 
 impl<'a> Bench<'a> {
     /// A bench of the one rank that `world` holds.
     pub fn new(plan: &'a ComparePlan, targets: &'a [LoadedTarget], world: &'a World) -> Self {
-        let yardsticks = targets.iter().map(|_| [OnceCell::new(), OnceCell::new()]).collect();
-        Bench { plan, targets, yardsticks, world }
+        Bench { plan, targets, yardsticks: RefCell::default(), world }
     }
 
     /// Does a job, or finds that it is done; `None` if it was stopped.
@@ -153,44 +173,59 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Scores `x` `[rows, D]`, whole sets only: all of them, or one where there is only one.
-    fn scores(&self, job: &Job, x: &Tensor, suffix: &str) -> Result<BTreeMap<String, Score>> {
-        let section = &self.plan.file.score;
-        let sets = x.size()[0] as usize / section.samples;
-        let (cell, sets) = if sets >= section.sets { (0, section.sets) } else { (1, 1) };
-        let yardstick = match self.yardsticks[job.target][cell].get() {
-            Some(yardstick) => yardstick,
-            None => {
-                let points = PointPlan {
-                    samples: section.samples,
-                    repeats: sets,
-                    is_ring: is_ring(&self.plan.recipes[job.target].file.target),
-                    ..PointPlan::default()
-                };
-                let exact = self.targets[job.target].exact.as_ref();
-                let made = PointReference::new(exact, points, self.world)?;
-                self.yardsticks[job.target][cell].get_or_init(|| made)
-            }
-        };
-        point_scores(yardstick, &x.narrow(0, 0, (sets * section.samples) as i64), suffix)
+    /// Scores `x` `[rows, D]` into the row: all whole sets of it.
+    fn score(&self, row: &mut ResultRow, job: &Job, x: &Tensor, suffix: &str) -> Result<()> {
+        let samples = self.plan.file.score.samples;
+        row.sets = (x.size()[0] as usize / samples).min(self.plan.file.score.sets);
+        let yardstick = self.yardstick(job.target, row.sets)?;
+        let whole = x.narrow(0, 0, (row.sets * samples) as i64);
+        match point_scores(&yardstick, &whole, suffix) {
+            Ok(metrics) => row.metrics.extend(metrics),
+            // Samples that cannot be scored are a result; anything else that goes wrong is not.
+            Err(error) if error.is::<NotFinite>() => row.failure = Some(error.to_string()),
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
-    /// Keeps the first set of the first seed for the figure.
-    fn keep_samples(&self, job: &Job, home: &Path, setting: &str, x: &Tensor) -> Result<()> {
-        if job.seed != self.plan.file.run.seeds[0] {
-            return Ok(());
+    fn yardstick(&self, target: usize, sets: usize) -> Result<Rc<PointReference<'a>>> {
+        if let Some(made) = self.yardsticks.borrow().get(&(target, sets)) {
+            return Ok(Rc::clone(made));
         }
+        let points = PointPlan {
+            samples: self.plan.file.score.samples,
+            repeats: sets,
+            is_ring: is_ring(&self.plan.recipes[target].file.target),
+            ..PointPlan::default()
+        };
+        let made = Rc::new(PointReference::new(self.targets[target].exact.as_ref(), points, self.world)?);
+        self.yardsticks.borrow_mut().insert((target, sets), Rc::clone(&made));
+        Ok(made)
+    }
+
+    /// Keeps the first set for the figure.
+    fn keep_samples(&self, home: &Path, setting: &str, x: &Tensor) -> Result<()> {
         let rows = (self.plan.file.score.samples as i64).min(x.size()[0]);
         let x = x.narrow(0, 0, rows).to_kind(Kind::Float).to_device(Device::Cpu);
         write_samples_file(home.join(samples_file(setting)).as_path(), &x, true)
     }
 
+    /// What all results depend on besides their own settings: how they are scored, the device, and the content of
+    /// the target's file.
+    fn common_key(&self, target: usize) -> Result<String> {
+        let content = match &self.plan.recipes[target].file.target {
+            TargetSection::Energy { file, .. } | TargetSection::Torchscript { file, .. } => {
+                key_of(&[&format!("{:?}", fs::read(file)?)])
+            }
+            _ => String::new(),
+        };
+        Ok(format!("{:?} {} {content}", self.plan.file.score, device_name(self.world)))
+    }
+
     fn train(&self, job: &Job, home: &Path, stop: &Stop) -> Result<Option<Rows>> {
         let file = &self.plan.file;
-        let method = &file.methods[job.method];
-        let target = &file.targets[job.target];
-        let plan = file.train_plan(target, &method.settings(target), job.seed)?;
-        let key = key_of(&[&plan.to_toml(), &format!("{:?}", file.score)]);
+        let plan = self.plan.train_plan(job.target, job.method, job.seed);
+        let key = key_of(&[&identity(&plan.file), &self.common_key(job.target)?]);
         if let Some(rows) = Rows::read(home, &key) {
             return Ok(Some(rows));
         }
@@ -203,7 +238,7 @@ impl<'a> Bench<'a> {
         let mut observer =
             RunObserver::new(&plan, world, &networks, Yardsticks::default(), Some(record), first, false);
         let checkpoints = home.join("checkpoints");
-        let mut row = job.row(self.plan, "trained");
+        let mut row = job.row(self.plan, "trained", world);
         match train(&plan, world, &networks, &mut state, &mut observer, &checkpoints, stop) {
             Ok(Outcome::Done) => {}
             Ok(Outcome::Stopped) => {
@@ -226,34 +261,55 @@ impl<'a> Bench<'a> {
             let began = Instant::now();
             let x = draw(sigma);
             row.sampling_seconds = Some(began.elapsed().as_secs_f64() / file.score.sets as f64);
-            self.keep_samples(job, home, "trained", &x)?;
-            let clean = if sigma > 0.0 { Some(draw(0.0)) } else { None };
-            let mut found = self.scores(job, &x, "");
-            if let (Ok(found), Some(clean)) = (&mut found, &clean) {
-                found.extend(self.scores(job, clean, "_clean")?);
+            self.keep_samples(home, "trained", &x)?;
+            self.score(&mut row, job, &x, "")?;
+            if sigma > 0.0 && row.failure.is_none() {
+                self.score(&mut row, job, &draw(0.0), "_clean")?;
             }
-            record_scores(&mut row, found)?;
         }
         Rows::keep(home, key, vec![row]).map(Some)
     }
 
     fn chains(&self, job: &Job, section: &McmcSection, home: &Path, directory: &Path) -> Result<Rows> {
-        let file = &self.plan.file;
-        let method = &file.methods[job.method];
-        let spent = Rows::any(&directory.join(job.budget(self.plan).slug(self.plan)))?;
-        let (evaluations, seconds) = (spent[0].target_evaluations, spent[0].seconds);
+        let spent = Rows::any(&directory.join(job.budget(self.plan).slug(self.plan)))?.remove(0);
         let recipe = &self.plan.recipes[job.target].file;
-        let budgets = method.budgets();
-        let parts = (section, &recipe.target, &recipe.sampler, &file.score, &budgets);
+        let budgets = self.plan.file.methods[job.method].budgets();
         let key = key_of(&[
-            &serde_json::to_string(&parts)?,
-            &evaluations.to_string(),
-            &format!("{seconds:e} {}", job.seed),
+            &serde_json::to_string(&(section, &recipe.target, &recipe.sampler, &budgets))?,
+            &format!("{} {:e} {}", spent.target_evaluations, spent.seconds, job.seed),
+            &self.common_key(job.target)?,
         ]);
         if let Some(rows) = Rows::read(home, &key) {
             return Ok(rows);
         }
         fs::create_dir_all(home).with_context(|| format!("cannot make {}", home.display()))?;
+        let failed = |failure: String| -> Vec<ResultRow> {
+            let row = |budget: &Budget| ResultRow {
+                failure: Some(failure.clone()),
+                ..job.row(self.plan, budget.setting(), self.world)
+            };
+            budgets.iter().map(row).collect()
+        };
+        let rows = match &spent.failure {
+            Some(failure) => failed(format!("no budget: {} failed: {failure}", spent.method)),
+            None => match self.run_chains(job, section, home, &spent) {
+                // Chains that cannot run on their target are a result too.
+                Err(error) if error.is::<McmcError>() => failed(error.to_string()),
+                rows => rows?,
+            },
+        };
+        Rows::keep(home, key, rows)
+    }
+
+    fn run_chains(
+        &self,
+        job: &Job,
+        section: &McmcSection,
+        home: &Path,
+        spent: &ResultRow,
+    ) -> Result<Vec<ResultRow>> {
+        let file = &self.plan.file;
+        let sampler = &self.plan.recipes[job.target].file.sampler;
         // NUTS runs single chains on the host and adapts a mass matrix: it gets the closed form in f64.
         let loaded = &self.targets[job.target];
         let (target, kind) = match section {
@@ -263,43 +319,52 @@ impl<'a> Bench<'a> {
         let start = |purpose| {
             let shape = [&[file.score.samples as i64], target.shape()].concat();
             let normal = Generator::new(job.seed, Stream::Chains, purpose, 0).normal(&shape);
-            let start = normal * recipe.sampler.initial_scale + recipe.sampler.initial_offset;
+            let start = normal * sampler.initial_scale + sampler.initial_offset;
             start.to_kind(kind).to_device(self.world.device)
         };
-        let (chosen, tuning_evaluations) = choose(section, target, &start(TUNING), job.seed, evaluations)?;
+        let (chosen, tuning) = choose(section, target, &start(TUNING), job.seed, spent.target_evaluations)?;
         let generator = Generator::new(job.seed, Stream::Chains, STEPS, 0);
         let mut run = McmcRun::new(&chosen, target, &start(STARTS), generator)?;
         let mut rows = Vec::new();
         // One run serves both budgets: it is read at the first that is spent and goes on to the other.
-        let mut left = budgets;
+        let mut left = file.methods[job.method].budgets();
         while !left.is_empty() {
-            let [most_evaluations, most_seconds] =
-                [Budget::Evaluations, Budget::Seconds].map(|budget| left.contains(&budget));
-            let most_seconds = most_seconds.then_some(seconds);
-            run.run_until(most_evaluations.then_some(evaluations), most_seconds, &mut |_, _| {})?;
-            let is_out_of_time = most_seconds.is_some_and(|most| run.seconds() >= most);
-            let spent = if is_out_of_time { Budget::Seconds } else { Budget::Evaluations };
-            left.retain(|budget| *budget != spent);
-            let mut row = job.row(self.plan, spent.setting());
+            let evaluations = left.contains(&Budget::Evaluations).then_some(spent.target_evaluations);
+            let seconds = left.contains(&Budget::Seconds).then_some(spent.seconds);
+            run.run_until(evaluations, seconds, &mut |_, _| {})?;
+            let is_out_of_time = seconds.is_some_and(|most| run.seconds() >= most);
+            let budget = if is_out_of_time { Budget::Seconds } else { Budget::Evaluations };
+            left.retain(|other| *other != budget);
+            let mut row = job.row(self.plan, budget.setting(), self.world);
             row.target_evaluations = run.evaluations();
             row.seconds = run.seconds();
             row.step_size = Some(run.step_size()).filter(|step| step.is_finite());
             row.acceptance = run.acceptance();
-            row.tuning_evaluations = (tuning_evaluations > 0).then_some(tuning_evaluations);
+            row.tuning_evaluations = (tuning > 0).then_some(tuning);
             row.diverged_chains = Some(run.diverged_chains());
             let x = run.draws(file.score.sets as u64);
-            if x.size()[0] < file.score.samples as i64 {
-                let draws = x.size()[0];
+            if run.steps() == 0 || x.size()[0] < file.score.samples as i64 {
+                let draws = if run.steps() == 0 { 0 } else { x.size()[0] };
                 row.failure = Some(format!("{draws} draws in this budget, fewer than one set of samples"));
+            } else if run.is_adapting() {
+                row.failure = Some("the budget was spent before the step size was adapted".into());
             } else {
-                self.keep_samples(job, home, spent.setting(), &x)?;
-                let found = self.scores(job, &x, "");
-                record_scores(&mut row, found)?;
+                self.keep_samples(home, budget.setting(), &x)?;
+                self.score(&mut row, job, &x, "")?;
             }
             rows.push(row);
         }
-        Rows::keep(home, key, rows)
+        Ok(rows)
     }
+}
+
+/// What a trained sampler depends on, as text: not how it is watched, saved or spread over threads.
+fn identity(file: &TrainFile) -> String {
+    let mut file = file.clone();
+    file.evaluate = EvaluateSection::default();
+    file.checkpoint = CheckpointSection::default();
+    file.compute.threads = None;
+    toml::to_string(&file).expect("a configuration is a table of plain values")
 }
 
 /// Name of the file that holds the samples of a figure.
@@ -307,21 +372,13 @@ pub fn samples_file(setting: &str) -> String {
     format!("{}.npy", setting.replace(' ', "-"))
 }
 
-/// Samples that are not finite are a result; anything else that goes wrong is not.
-fn record_scores(row: &mut ResultRow, found: Result<BTreeMap<String, Score>>) -> Result<()> {
-    match found {
-        Ok(metrics) => row.metrics = metrics,
-        Err(error) if error.is::<NotFinite>() => row.failure = Some(error.to_string()),
-        Err(error) => return Err(error),
-    }
-    Ok(())
-}
-
 /// Opens the run directory of a training job: continues a run of the same configuration from its checkpoint, and
 /// starts anew in place of one of another.
 fn continue_or_start(home: &Path, plan: &Plan, state: &mut State) -> Result<RunDirectory> {
-    if let Ok(text) = fs::read_to_string(home.join("config.toml")) {
-        if text == plan.to_toml() {
+    let config = home.join("config.toml");
+    if config.exists() {
+        let found = load::<TrainFile>(&config, &[]);
+        if found.is_ok_and(|found| identity(&found) == identity(&plan.file)) {
             let (directory, checkpoint) = RunDirectory::resume(home)?;
             if let Some(checkpoint) = checkpoint {
                 state.restore(&checkpoint, plan)?;
@@ -329,7 +386,12 @@ fn continue_or_start(home: &Path, plan: &Plan, state: &mut State) -> Result<RunD
             return Ok(directory);
         }
         warn!("{} was trained with another configuration and is trained again", home.display());
-        fs::remove_dir_all(home).with_context(|| format!("cannot clear {}", home.display()))?;
+        // Out of the way in one step first: half a directory would be neither run.
+        let old = home.with_extension("old");
+        let _ = fs::remove_dir_all(&old);
+        fs::rename(home, &old)
+            .and_then(|()| fs::remove_dir_all(&old))
+            .with_context(|| format!("cannot clear {}", home.display()))?;
     }
     RunDirectory::create(home)
 }
@@ -342,7 +404,7 @@ fn choose(
     start: &Tensor,
     seed: u64,
     evaluations: u64,
-) -> Result<(McmcSection, u64)> {
+) -> Result<(McmcSection, u64), McmcError> {
     let mut candidates = section.candidates();
     if candidates.len() == 1 {
         return Ok((candidates.remove(0), 0));
@@ -351,7 +413,8 @@ fn choose(
     for (number, candidate) in candidates.into_iter().enumerate() {
         let generator = Generator::new(seed, Stream::Chains, TUNING, 1 + number as u64);
         let mut run = McmcRun::new(&candidate, target, start, generator)?;
-        run.run_until(Some(evaluations / TRIAL), None, &mut |_, _| {})?;
+        let steps = (evaluations / TRIAL).max(LEAST_TRIAL * start.size()[0] as u64);
+        run.run_until(Some(steps), None, &mut |_, _| {})?;
         spent += run.evaluations();
         let x = run.positions();
         let discrepancy = ksd(&Cloud::new(&x), &Cloud::new(&target.score(&x))).v;
@@ -360,6 +423,10 @@ fn choose(
             best = Some((discrepancy, candidate));
         }
     }
-    let (_, chosen) = best.context("no step size of the list gives finite states; try smaller ones")?;
-    Ok((chosen, spent))
+    match best {
+        Some((_, chosen)) => Ok((chosen, spent)),
+        None => {
+            Err(McmcError::Start("no step size of the list gives finite states; try smaller ones".into()))
+        }
+    }
 }

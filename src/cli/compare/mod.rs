@@ -9,11 +9,12 @@ mod report;
 mod results;
 
 use std::fs::{self, OpenOptions};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use tracing::{info, warn};
 
 use super::arguments::Compare;
@@ -24,7 +25,6 @@ use super::train::watch_signals;
 use crate::comm::World;
 use crate::config::{CompareFile, ComparePlan, load};
 use crate::model::write_atomically;
-use crate::target::Target;
 use crate::train::Stop;
 
 use job::{Bench, Job};
@@ -37,6 +37,7 @@ pub fn run(arguments: &Compare) -> Result<(), Exit> {
     let world = &session.world;
     let plan = session.prepare(file.check())?;
     let targets = session.prepare(job::load_targets(&plan, world.device))?;
+    session.prepare(job::try_networks(&plan, world.device))?;
     let stop = session.prepare(watch_signals())?;
     let directory = plan.file.directory();
     // Held to the end: no second comparison in the same directory.
@@ -61,14 +62,21 @@ pub fn run(arguments: &Compare) -> Result<(), Exit> {
         }
     }
     if world.is_root() {
-        let targets: Vec<&dyn Target> = targets.iter().map(|target| target.exact.as_ref()).collect();
-        session.work(report::write(&plan, &jobs, &targets, &directory, world))?;
+        session.work(report::write(&plan, &jobs, &directory))?;
     }
     session.work(world.collective().barrier())
 }
 
-/// Makes the directory, takes its lock, and forgets the claims of a run before.
+/// Makes the directory, takes its lock, and forgets the claims of a command before.
 fn open(directory: &Path, plan: &ComparePlan) -> Result<RunDirectory> {
+    let config = directory.join("config.toml");
+    let is_other = config.exists() && load::<CompareFile>(&config, &[]).is_err();
+    if is_other || directory.join("run.h5").exists() {
+        bail!(
+            "{} holds something other than a comparison; choose another directory with --run",
+            directory.display()
+        );
+    }
     let claims = directory.join("claims");
     fs::create_dir_all(&claims).with_context(|| format!("cannot make {}", claims.display()))?;
     let lock = RunDirectory::open(directory)?;
@@ -76,7 +84,7 @@ fn open(directory: &Path, plan: &ComparePlan) -> Result<RunDirectory> {
         fs::remove_file(entry?.path())?;
     }
     let text = toml::to_string(&plan.file).context("a configuration is a table of plain values")?;
-    write_atomically(&directory.join("config.toml"), text.as_bytes())?;
+    write_atomically(&config, text.as_bytes())?;
     Ok(lock)
 }
 
@@ -84,16 +92,23 @@ fn open(directory: &Path, plan: &ComparePlan) -> Result<RunDirectory> {
 fn work(session: &Session, bench: &Bench, directory: &Path, jobs: &[&Job], stop: &Arc<Stop>) -> Result<()> {
     let world = &session.world;
     let mut progress = Progress::new("compare", 0, jobs.len() as u64, world.is_root());
+    // A signal may reach one rank only; its file tells the others.
+    let stopped = directory.join("claims").join("stopped");
     for job in jobs {
-        if stop.load(Ordering::Relaxed) {
+        if stop.load(Ordering::Relaxed) || stopped.exists() {
+            fs::write(&stopped, "")?;
             break;
         }
         let claim = directory.join("claims").join(job.slug(bench.plan).replace('/', "+"));
-        if OpenOptions::new().write(true).create_new(true).open(&claim).is_err() {
-            continue; // another rank has it
+        match OpenOptions::new().write(true).create_new(true).open(&claim) {
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => continue, // another rank has it
+            Err(error) => return Err(error).with_context(|| format!("cannot write {}", claim.display())),
         }
         let home = directory.join(job.slug(bench.plan));
-        if let Some(rows) = bench.run(job, &home, directory, stop)? {
+        // What fails here fails on this rank alone, whatever it means where all ranks train together.
+        let rows = bench.run(job, &home, directory, stop).map_err(|error| anyhow!("{error:#}"))?;
+        if let Some(rows) = rows {
             for row in rows.iter().filter(|_| rows.is_fresh()) {
                 info!("{}", row.line());
             }

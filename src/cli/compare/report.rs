@@ -7,19 +7,17 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use tracing::info;
 
 use super::job::{Job, samples_file};
 use super::results::{ResultRow, Rows};
-use crate::cli::run_record::device_name;
 use crate::cli::summary::command_line;
-use crate::comm::World;
 use crate::config::ComparePlan;
 use crate::model::write_atomically;
 use crate::plot::{DensityPanel, DensityRow, density_panels};
 use crate::rng::{Generator, Stream};
-use crate::target::Target;
+use crate::target::load_exact;
 
 /// Metrics of the table, as columns, where any row has them.
 const SHOWN: [(&str, &str); 6] = [
@@ -40,12 +38,13 @@ struct Group<'r> {
 }
 
 impl Group<'_> {
-    /// Middle of the values over seeds, of an even number the lower; and least and greatest.
+    /// Median of the values over seeds, and least and greatest.
     fn spread(&self, value: impl Fn(&ResultRow) -> Option<f64>) -> Option<(f64, f64, f64)> {
         let mut values: Vec<f64> = self.rows.iter().filter_map(|row| value(row)).collect();
         values.sort_by(f64::total_cmp);
         let (least, greatest) = (*values.first()?, *values.last()?);
-        Some((values[(values.len() - 1) / 2], least, greatest))
+        let middle = (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0;
+        Some((middle, least, greatest))
     }
 
     fn metric(&self, name: &str) -> Option<(f64, f64, f64)> {
@@ -54,6 +53,11 @@ impl Group<'_> {
 
     fn floor(&self, name: &str) -> Option<f64> {
         self.rows.iter().find_map(|row| row.metrics.get(name)?.floor)
+    }
+
+    /// Sets that the scores are means over.
+    fn sets(&self) -> usize {
+        self.rows.iter().map(|row| row.sets).max().unwrap_or(0)
     }
 
     fn failures(&self) -> usize {
@@ -75,13 +79,7 @@ impl Group<'_> {
 ///
 /// # Errors
 /// If a job's rows cannot be read, or a file cannot be written.
-pub fn write(
-    plan: &ComparePlan,
-    jobs: &[Job],
-    targets: &[&dyn Target],
-    directory: &Path,
-    world: &World,
-) -> Result<()> {
+pub fn write(plan: &ComparePlan, jobs: &[Job], directory: &Path) -> Result<()> {
     let mut rows = Vec::new();
     for job in jobs {
         rows.extend(Rows::any(&directory.join(job.slug(plan)))?);
@@ -92,10 +90,9 @@ pub fn write(
     for (target, table, _) in &tables {
         println!("\n{target}\n{table}");
     }
-    save(&directory.join("results.md"), &markdown(plan, &tables, world)?)?;
+    save(&directory.join("results.md"), &markdown(plan, &rows, &tables)?)?;
     let figure = directory.join("figures").join("samples.png");
-    if targets.iter().all(|target| target.shape() == [2]) {
-        draw(plan, &rows, targets, directory, &figure)?;
+    if draw(plan, &rows, directory, &figure)? {
         info!("results in {} and the figure in {}", directory.display(), figure.display());
     } else {
         info!("results in {}", directory.display());
@@ -132,11 +129,14 @@ fn tables(plan: &ComparePlan, rows: &[ResultRow]) -> Vec<(String, Table, Vec<Vec
         let mut lines = vec![header];
         let mut floors = vec!["exact samples".to_string(), "floor".into(), "–".into(), "–".into()];
         for (name, _) in &metrics {
-            let floor = groups.iter().find_map(|group| group.floor(name));
+            // Of scores over the most sets: the floor of one set is another draw of the same.
+            let most =
+                groups.iter().filter(|group| group.floor(name).is_some()).max_by_key(|group| group.sets());
+            let floor = most.and_then(|group| group.floor(name));
             floors.push(floor.map_or("–".into(), number));
         }
         lines.push(floors);
-        lines.extend(groups.iter().map(|group| line(group, &metrics)));
+        lines.extend(groups.iter().map(|group| line(group, &metrics, plan.file.score.sets)));
         let mut table = Table::new();
         table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(&lines[0]);
         for line in &lines[1..] {
@@ -150,11 +150,16 @@ fn tables(plan: &ComparePlan, rows: &[ResultRow]) -> Vec<(String, Table, Vec<Vec
     tables
 }
 
-fn line(group: &Group, metrics: &[&(&str, &str)]) -> Vec<String> {
+fn line(group: &Group, metrics: &[&(&str, &str)], wanted_sets: usize) -> Vec<String> {
     let (method, setting) = group.name();
+    let setting = match group.sets() {
+        sets if sets == wanted_sets || sets == 0 => setting.to_string(),
+        1 => format!("{setting}, one set"),
+        sets => format!("{setting}, {sets} sets"),
+    };
     let evaluations = group.spread(|row| Some(row.target_evaluations as f64));
     let seconds = group.spread(|row| Some(row.seconds));
-    let mut cells = vec![method.to_string(), setting.to_string()];
+    let mut cells = vec![method.to_string(), setting];
     cells.push(evaluations.map_or("–".into(), |(middle, ..)| format!("{:.2} M", middle / 1e6)));
     cells.push(seconds.map_or("–".into(), |(middle, ..)| format!("{middle:.1}")));
     for (name, _) in metrics {
@@ -185,10 +190,16 @@ fn number(value: f64) -> String {
     }
 }
 
+/// The different values of all rows.
+fn distinct(rows: &[ResultRow], value: impl Fn(&ResultRow) -> String) -> String {
+    let values: BTreeSet<String> = rows.iter().map(value).collect();
+    values.into_iter().collect::<Vec<_>>().join(", ")
+}
+
 fn markdown(
     plan: &ComparePlan,
+    rows: &[ResultRow],
     tables: &[(String, Table, Vec<Vec<String>>)],
-    world: &World,
 ) -> Result<String> {
     let file = &plan.file;
     let seeds: Vec<String> = file.run.seeds.iter().map(u64::to_string).collect();
@@ -197,15 +208,16 @@ fn markdown(
     writeln!(text, "`{}`\n", command_line())?;
     writeln!(
         text,
-        "dft {} ({}), libtorch {}, {} × {} threads, {}. Seeds {}; the middle of them, and in brackets the least and the \
-         greatest. Scores are means over {} sets of {} samples; the first line of each table is what exact samples \
-         score. Chains get the evaluations and the seconds that `{}` was trained with, seed by seed.",
+        "dft {}, libtorch {}; runs made at commit {} on {}, with {} threads each. Seeds {}; their median, and in brackets \
+         the least and the greatest. Scores are means over {} sets of {} samples where the setting says nothing else; the \
+         first line of each table is what exact samples score. Chains get the evaluations and the seconds that `{}` was \
+         trained with, seed by seed; what it takes to choose among several step sizes comes on top (`tuning_evaluations` \
+         in results.json).",
         env!("CARGO_PKG_VERSION"),
-        env!("DFT_COMMIT"),
         env!("DFT_BUILD_LIBTORCH"),
-        world.size,
-        world.threads,
-        device_name(world),
+        distinct(rows, |row| row.commit.clone()),
+        distinct(rows, |row| row.device.clone()),
+        distinct(rows, |row| row.threads.to_string()),
         seeds.join(", "),
         file.score.sets,
         file.score.samples,
@@ -224,26 +236,26 @@ fn markdown(
     Ok(text)
 }
 
-/// Samples of the first seed over the target's contours: exact ones, then each method; chains at the first of
-/// their budgets.
-fn draw(
-    plan: &ComparePlan,
-    rows: &[ResultRow],
-    targets: &[&dyn Target],
-    directory: &Path,
-    path: &Path,
-) -> Result<()> {
+/// Samples of the first seed over the contours of each target in the plane: exact ones, then each method; chains at
+/// the first of their budgets. Says whether there is such a target.
+fn draw(plan: &ComparePlan, rows: &[ResultRow], directory: &Path, path: &Path) -> Result<bool> {
     let file = &plan.file;
     let seed = file.run.seeds[0];
-    let exact: Vec<Option<Tensor>> = targets
-        .iter()
-        .map(|target| {
+    let mut shown = Vec::new();
+    for (number, recipe) in plan.recipes.iter().enumerate() {
+        // Contours are computed on the host, wherever the runs were.
+        let target = load_exact(&recipe.file.target, Kind::Double, Device::Cpu)?;
+        if target.shape() == [2] {
             let mut generator = Generator::new(0, Stream::Exact, FIGURE, 0);
-            target.exact_samples(&mut generator, file.score.samples as i64)
-        })
-        .collect();
-    let panel = |row: usize, method: usize| -> Option<(Tensor, String)> {
-        let (target, method) = (&file.targets[row], &file.methods[method]);
+            let exact = target.exact_samples(&mut generator, file.score.samples as i64);
+            shown.push((number, target, exact));
+        }
+    }
+    if shown.is_empty() {
+        return Ok(false);
+    }
+    let panel = |target: usize, method: usize| -> Option<DensityPanel> {
+        let (target, method) = (&file.targets[target], &file.methods[method]);
         let setting = if method.mcmc.is_some() { method.budgets()[0].setting() } else { "trained" };
         let found = rows.iter().find(|row| {
             row.target == target.name
@@ -252,47 +264,55 @@ fn draw(
                 && row.seed == seed
         })?;
         let home = directory.join(&target.name).join(&method.name).join(format!("seed-{seed}"));
-        let samples = Tensor::read_npy(home.join(samples_file(setting))).ok()?;
-        found.failure.is_none().then(|| (samples, caption(found)))
+        let samples = Tensor::read_npy(home.join(samples_file(setting))).ok();
+        Some(match samples.filter(|_| found.failure.is_none()) {
+            Some(samples) => DensityPanel { samples, caption: caption(found) },
+            None => DensityPanel {
+                samples: Tensor::zeros([0, 2], (Kind::Float, Device::Cpu)),
+                caption: "failed".into(),
+            },
+        })
     };
     let mut contours = Vec::new();
-    for (row, (target, exact)) in targets.iter().zip(&exact).enumerate() {
-        let shown = exact.as_ref().map(Tensor::shallow_clone);
-        let shown =
-            shown.or_else(|| (0..file.methods.len()).find_map(|method| panel(row, method)).map(|p| p.0));
-        let (center, half) = shown.map_or(((0.0, 0.0), 5.0), |samples| square(&samples));
-        contours.push(DensityRow::new(&file.targets[row].name, center, half, |x| target.log_density(x))?);
+    for (number, target, exact) in &shown {
+        let any =
+            || (0..file.methods.len()).find_map(|method| panel(*number, method)).map(|panel| panel.samples);
+        let samples = exact.as_ref().map(Tensor::shallow_clone).or_else(any);
+        let (center, half) = match samples.filter(|samples| samples.size()[0] > 0) {
+            Some(samples) => square(&samples),
+            None => ((0.0, 0.0), 5.0),
+        };
+        let label = &file.targets[*number].name;
+        contours.push(DensityRow::new(label, center, half, |x| target.log_density(x))?);
     }
-    let has_exact = exact.iter().any(Option::is_some);
+    let has_exact = shown.iter().any(|(.., exact)| exact.is_some());
     let mut columns: Vec<String> = if has_exact { vec!["exact".into()] } else { vec![] };
     columns.extend(file.methods.iter().map(|method| method.name.clone()));
     fs::create_dir_all(path.parent().context("a figure has a directory")?)?;
     density_panels(path, &file.run.name, &contours, &columns, |row, column| {
-        let (samples, caption) = match (has_exact, column) {
-            (true, 0) => (exact[row].as_ref()?.shallow_clone(), String::new()),
-            _ => panel(row, column - usize::from(has_exact))?,
-        };
-        Some(DensityPanel { samples, caption })
-    })
+        let (number, _, exact) = &shown[row];
+        match (has_exact, column) {
+            (true, 0) => {
+                Some(DensityPanel { samples: exact.as_ref()?.shallow_clone(), caption: String::new() })
+            }
+            _ => panel(*number, column - usize::from(has_exact)),
+        }
+    })?;
+    Ok(true)
 }
 
-/// The two distances as multiples of their floors.
+/// The setting of chains, and the two distances as multiples of their floors.
 fn caption(row: &ResultRow) -> String {
-    let ratio =
-        |name: &str| {
-            let score = row.metrics.get(name)?;
-            Some(score.floor.map_or_else(
-                || number(score.value),
-                |floor| format!("{} × floor", number(score.value / floor)),
-            ))
-        };
-    let parts = [("ksd", "KSD"), ("sliced_w2", "SW2")];
-    let lines: BTreeSet<(usize, String)> = parts
-        .iter()
-        .enumerate()
-        .filter_map(|(i, (name, label))| Some((i, format!("{label} {}", ratio(name)?))))
-        .collect();
-    lines.into_iter().map(|(_, line)| line).collect::<Vec<_>>().join("\n")
+    let ratio = |name: &str, label: &str| {
+        let score = row.metrics.get(name)?;
+        Some(match score.floor {
+            Some(floor) => format!("{label} {} × floor", number(score.value / floor)),
+            None => format!("{label} {}", number(score.value)),
+        })
+    };
+    let setting = (row.setting != "trained").then(|| row.setting.clone());
+    let lines = [ratio("ksd", "KSD"), ratio("sliced_w2", "SW2"), setting];
+    lines.into_iter().flatten().collect::<Vec<_>>().join("\n")
 }
 
 /// Centre and half side of the square of a target: 99 % of the samples in each coordinate, but no more than three
@@ -317,7 +337,6 @@ fn square(samples: &Tensor) -> ((f64, f64), f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Device;
 
     #[test]
     fn numbers_keep_three_digits_that_count() {

@@ -25,6 +25,14 @@ pub struct ResultRow {
     pub setting: String,
     /// Seed.
     pub seed: u64,
+    /// Sets of samples that the scores are means over; 0 where there are none.
+    pub sets: usize,
+    /// Commit of the program.
+    pub commit: String,
+    /// `cpu` or `cuda`.
+    pub device: String,
+    /// Threads of the rank that did it.
+    pub threads: usize,
     /// Evaluations of the target's gradient in all, a product with its Jacobian counted as one more.
     pub target_evaluations: u64,
     /// Seconds of training or of the chains, scoring left out.
