@@ -315,8 +315,9 @@ fn caption(row: &ResultRow) -> String {
     lines.into_iter().flatten().collect::<Vec<_>>().join("\n")
 }
 
-/// Centre and half side of the square of a target: 99 % of the samples in each coordinate, but no more than three
-/// times what 80 % of them take, so that a heavy tail does not shrink the rest to a dot.
+/// Centre and half side of the square of a target: 99 % of the samples in each coordinate; of one with a heavy tail
+/// no more than three times what 80 % of them take, nor two and a half times the other, so that the tail does not
+/// shrink the rest to a line.
 fn square(samples: &Tensor) -> ((f64, f64), f64) {
     let span = |coordinate: i64| {
         let values = samples.select(1, coordinate).to_kind(Kind::Double);
@@ -325,13 +326,15 @@ fn square(samples: &Tensor) -> ((f64, f64), f64) {
         let most = 3.0 * (high - low);
         let (first, last) = (at(0.005), at(0.995));
         if last - first <= most {
-            ((first + last) / 2.0, (last - first) / 2.0)
+            ((first + last) / 2.0, (last - first) / 2.0, false)
         } else {
-            ((low + high) / 2.0, most / 2.0)
+            ((low + high) / 2.0, most / 2.0, true)
         }
     };
-    let ((x, half_x), (y, half_y)) = (span(0), span(1));
-    ((x, y), (half_x.max(half_y) * 1.1).max(1e-6))
+    let ((x, half_x, is_x_heavy), (y, half_y, is_y_heavy)) = (span(0), span(1));
+    let limited = |half: f64, other: f64, is_heavy: bool| if is_heavy { half.min(2.5 * other) } else { half };
+    let half = limited(half_x, half_y, is_x_heavy).max(limited(half_y, half_x, is_y_heavy));
+    ((x, y), (half * 1.1).max(1e-6))
 }
 
 #[cfg(test)]
@@ -349,13 +352,15 @@ mod tests {
 
     #[test]
     fn square_of_a_heavy_tail_shows_its_middle() {
-        // A Cauchy sample by its quantile function beside a uniform one on [−1, 1]: 80 % of the Cauchy lie within
-        // ±tan(0.4π) = ±3.08, so the square's half side is three times that with a margin of a tenth.
+        // A Cauchy sample by its quantile function: 80 % lie within ±tan(0.4π) = ±3.08, so that the tail would take
+        // 9.2; beside a uniform one on [−c, c] it gets at most 2.5 times 0.99 c, and the square a margin of a tenth.
         let u = Tensor::linspace(0.0005, 0.9995, 1000, (Kind::Double, Device::Cpu));
         let cauchy = ((&u - 0.5) * std::f64::consts::PI).tan();
-        let samples = Tensor::stack(&[cauchy, u * 2.0 - 1.0], 1);
-        let ((x, y), half) = square(&samples);
-        assert!(x.abs() < 1e-6 && y.abs() < 1e-6);
-        assert!((half / (3.0 * 3.0777 * 1.1) - 1.0).abs() < 0.01, "{half}");
+        for (c, expected) in [(1.0, 2.5 * 0.99), (5.0, 3.0 * 3.0777)] {
+            let samples = Tensor::stack(&[cauchy.shallow_clone(), (&u * 2.0 - 1.0) * c], 1);
+            let ((x, y), half) = square(&samples);
+            assert!(x.abs() < 1e-6 && y.abs() < 1e-6);
+            assert!((half / (expected * 1.1) - 1.0).abs() < 0.01, "{half} for {expected}");
+        }
     }
 }
