@@ -158,7 +158,18 @@ fn kl_field_pulled_back_is_the_gradient_of_the_kl_divergence() {
     assert!(found.allclose(&expected, 1e-6, 1e-6, false), "{found:?} for {expected:?}");
 }
 
-/// A score network in f64 and noisy samples for it.
+/// A score network in f64, `by` standard normal numbers away from its start: the last layer starts at zero, and
+/// that would be a Gaussian's score.
+fn moved_network(spec: &ScoreSpec, by: f64) -> (ScoreNetwork, Parameters) {
+    let network = ScoreNetwork::new(spec).unwrap();
+    let start = Parameters::initialise(network.layout(), 1, Stream::ScoreParameters, Device::Cpu);
+    let noise = Generator::new(2, Stream::Exact, 0, 0).normal(&[start.count()]).to_kind(Kind::Double);
+    let moved = start.flat().to_kind(Kind::Double) + noise * by;
+    let parameters = Parameters::from_flat(network.layout(), moved);
+    (network, parameters)
+}
+
+/// A score network in f64, and a method for it.
 fn network_on(base: ScoreBase, tail_scaling: bool) -> (ScoreNetwork, Parameters, MethodSection) {
     let spec = ScoreSpec {
         kind: ScoreKind::Mlp,
@@ -171,12 +182,7 @@ fn network_on(base: ScoreBase, tail_scaling: bool) -> (ScoreNetwork, Parameters,
         tail_scaling,
         starts_as_denoiser: false,
     };
-    let network = ScoreNetwork::new(&spec).unwrap();
-    let start = Parameters::initialise(network.layout(), 1, Stream::ScoreParameters, Device::Cpu);
-    // The last layer starts at zero; move it so that the network is no Gaussian score.
-    let moved = start.flat().to_kind(Kind::Double)
-        + Generator::new(2, Stream::Exact, 0, 0).normal(&[start.count()]).to_kind(Kind::Double) * 0.1;
-    let parameters = Parameters::from_flat(network.layout(), moved);
+    let (network, parameters) = moved_network(&spec, 0.1);
     let mut section = section(FieldKind::Dft, 0.5);
     section.sigma = SigmaPath::Band([0.2, 0.9]);
     section.field_power = 1.5;
@@ -424,11 +430,7 @@ fn fisher_field_without_denoising_is_the_mean_of_the_dft_field_over_the_noise() 
         tail_scaling: false,
         starts_as_denoiser: false,
     };
-    let network = ScoreNetwork::new(&spec).unwrap();
-    let start = Parameters::initialise(network.layout(), 1, Stream::ScoreParameters, Device::Cpu);
-    let moved = start.flat().to_kind(Kind::Double)
-        + Generator::new(2, Stream::Exact, 0, 0).normal(&[start.count()]).to_kind(Kind::Double) * 0.3;
-    let parameters = Parameters::from_flat(network.layout(), moved);
+    let (network, parameters) = moved_network(&spec, 0.3);
     let eps = Tensor::linspace(-8.0, 8.0, 4001, DOUBLE).unsqueeze(1);
     let density = (eps.square() * -0.5).exp() * (16.0 / 4000.0 / (2.0 * std::f64::consts::PI).sqrt());
     let sigma = Tensor::full([4001], 0.6, DOUBLE);

@@ -56,9 +56,8 @@ pub(super) fn finite_rows(x: &Tensor) -> Tensor {
     row_sums(x).isfinite()
 }
 
-/// A chain with a coordinate beyond this has left for infinity. Targets in such units want
-/// scaling first; and waiting until a
-/// state is not finite would leave states of 1e33 among the draws, whose squares are not.
+/// A chain with a coordinate beyond this has left for infinity. Targets in such units want scaling first;
+/// waiting until a state is not finite would leave states of 1e33 among the draws, whose squares are not.
 const ESCAPED: f64 = 1e6;
 
 /// Which rows of `x` `[N, D]` have no coordinate beyond 1e6 or not a number, `[N]`.

@@ -161,23 +161,16 @@ fn contracted_field(
         let ScoreAt { score, product } = score_at(base, wants_product);
         let Cotangents { direct, products } = cotangents(section, kind, at, &score, target_score);
         let (of_score, mut of_target) = products.expect("these fields have products");
-        let own = match (of_score, product) {
-            (ScoreCotangent::Denoising(factor), Some(product)) => {
-                if let Base::Target(_) = base {
-                    of_target += (&score + at.noise_score()) * &factor;
-                }
-                product * factor
-            }
-            (of_score, _) => {
-                let cotangent = match of_score {
-                    ScoreCotangent::Denoising(factor) => (&score + at.noise_score()) * factor,
-                    ScoreCotangent::Other(cotangent) => cotangent,
-                };
-                if let Base::Target(_) = base {
-                    of_target += &cotangent;
-                }
-                score_product(network, &at.x, &at.sigma, base, &cotangent)
-            }
+        let cotangent = || match &of_score {
+            ScoreCotangent::Denoising(factor) => (&score + at.noise_score()) * factor,
+            ScoreCotangent::Other(cotangent) => cotangent.shallow_clone(),
+        };
+        if let Base::Target(_) = base {
+            of_target += cotangent();
+        }
+        let own = match (&of_score, product) {
+            (ScoreCotangent::Denoising(factor), Some(product)) => product * factor,
+            _ => score_product(network, &at.x, &at.sigma, base, &cotangent()),
         };
         of_network = Some((direct, own, score));
         of_target

@@ -56,6 +56,14 @@ impl TargetAtLevel {
         TargetOnPath { target: self, start, weight }
     }
 
+    /// What tempering makes of a score of the target at `x`.
+    fn tempered(&self, x: &Tensor, sigma: &Tensor, score: Tensor) -> Tensor {
+        match self.inverse_temperature(x, sigma) {
+            Some(factor) => score * factor,
+            None => score,
+        }
+    }
+
     /// 1/T of each row, if tempered.
     fn inverse_temperature(&self, x: &Tensor, sigma: &Tensor) -> Option<Tensor> {
         self.tempered_from.map(|sigma0| per_row(&(sigma0 / sigma).square(), x))
@@ -108,12 +116,7 @@ impl TargetOnPath<'_> {
         if !self.is_evaluated() {
             return self.start_score(x);
         }
-        let score = self.target.target.score(x);
-        let score = match self.target.inverse_temperature(x, sigma) {
-            Some(factor) => score * factor,
-            None => score,
-        };
-        self.blend(x, score)
+        self.blend(x, self.target.tempered(x, sigma, self.target.target.score(x)))
     }
 
     /// As [`score`](Self::score), with a graph to `x`, which requires gradients: by autograd through the
@@ -124,11 +127,7 @@ impl TargetOnPath<'_> {
         }
         let total = self.target.target.log_density(x).sum(None);
         let score = Tensor::run_backward(&[total], &[x], true, true).remove(0);
-        let score = match self.target.inverse_temperature(x, sigma) {
-            Some(factor) => score * factor,
-            None => score,
-        };
-        self.blend(x, score)
+        self.blend(x, self.target.tempered(x, sigma, score))
     }
 
     /// Score s and J·v with v = `direction`(s), J the Jacobian of the score; see
