@@ -2,6 +2,7 @@
 
 mod assignment;
 mod cloud;
+mod diagnostics;
 mod features;
 mod frechet;
 mod ksd;
@@ -15,6 +16,7 @@ mod spread;
 mod wasserstein;
 
 pub use cloud::Cloud;
+pub use diagnostics::{Diagnostics, diagnose, ess_bulk, ess_mean, ess_tail, r_hat};
 pub use features::{Extractor, FeaturesError};
 pub use frechet::{Moments, frechet_distance};
 pub use ksd::{Ksd, ksd, ksd_over_ranks};
