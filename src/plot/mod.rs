@@ -1,5 +1,6 @@
 //! PNG figures of a run, made from its run file and nothing else.
 
+mod calibration;
 mod contour;
 mod density;
 mod evaluation;
@@ -18,6 +19,7 @@ use tch::Tensor;
 
 use crate::record::RunReader;
 
+pub use calibration::calibration;
 pub use density::{DensityPanel, DensityRow, density_panels};
 pub use images::{image_grid, labelled_grids};
 
