@@ -36,6 +36,8 @@ pub enum Stream {
     Split = 9,
     /// Exact samples of a target.
     Exact = 10,
+    /// Points around samples at which the target with noise is estimated.
+    Probes = 12,
 }
 
 /// A generator for one (run, stream, iteration, shard).

@@ -180,6 +180,8 @@ fn network_on(base: ScoreBase, tail_scaling: bool) -> (ScoreNetwork, Parameters,
         offset: 0.2,
         base,
         tail_scaling,
+        frequencies: 0,
+        noise_scaling: false,
         starts_as_denoiser: false,
     };
     let (network, parameters) = moved_network(&spec, 0.1);
@@ -428,6 +430,8 @@ fn fisher_field_without_denoising_is_the_mean_of_the_dft_field_over_the_noise() 
         offset: 0.2,
         base: ScoreBase::Gaussian,
         tail_scaling: false,
+        frequencies: 0,
+        noise_scaling: false,
         starts_as_denoiser: false,
     };
     let (network, parameters) = moved_network(&spec, 0.3);

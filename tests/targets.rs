@@ -5,7 +5,7 @@ use std::rc::Rc;
 use dft::config::EnergyKind;
 use dft::model::{EnergyNetwork, EnergySpec, Parameters};
 use dft::rng::{Generator, Stream};
-use dft::target::{Gaussian, StartingGaussian, Target, TargetAtLevel};
+use dft::target::{Gaussian, Mixture, StartingGaussian, Target, TargetAtLevel};
 use tch::{Device, Kind, Tensor};
 
 /// An energy network in f64, which weights files do not hold.
@@ -125,4 +125,48 @@ fn tempered_score_is_scaled_by_the_square_of_sigma0_over_sigma() {
     assert!(score.allclose(&(plain * &factor), 1e-12, 1e-12, false));
     assert!(product.allclose(&(plain_product * &factor), 1e-12, 1e-12, false));
     assert!(target.score(&x, &sigma).allclose(&score, 1e-12, 1e-12, false));
+}
+
+#[test]
+fn smoothed_score_of_a_gaussian_is_exact_with_few_probes() {
+    // N(m, c² I) with noise is N(m, (c² + sigma²) I); there the two estimates differ by a multiple of the noise alone,
+    // so the control variate removes it whatever the probes.
+    let (mean, variance) = ([0.5, -1.0], 0.49);
+    let covariance = [vec![variance, 0.0], vec![0.0, variance]];
+    let gaussian = Gaussian::new(&mean, &covariance, Kind::Double, Device::Cpu).unwrap();
+    let target = TargetAtLevel::new(Box::new(gaussian), None);
+    let target = target.on_path(StartingGaussian { offset: 0.0, scale: 1.0 }, 1.0);
+    let mut generator = Generator::new(3, Stream::Exact, 0, 0);
+    let x = generator.normal(&[5, 2]).to_kind(Kind::Double);
+    let sigma = Tensor::from_slice(&[0.05, 0.3, 1.0, 4.0, 20.0]);
+    let probes = generator.normal(&[5, 8, 2]).to_kind(Kind::Double);
+    let wanted = (Tensor::from_slice(&mean) - &x) / (sigma.square() + variance).unsqueeze(1);
+    let found = target.smoothed_score(&x, &sigma, &probes);
+    let error = ((&found - &wanted) / &wanted).abs().max().double_value(&[]);
+    assert!(error < 1e-5, "relative error {error:e}");
+}
+
+#[test]
+fn smoothed_score_of_a_mixture_tends_to_its_closed_form() {
+    // Components N(m_k, d² I) with noise are N(m_k, (d² + sigma²) I).
+    let means = [vec![-3.0, 0.0], vec![3.0, 1.0], vec![0.0, 4.0]];
+    let mixture = |variance: f64| {
+        Mixture::new(&means, &[variance.sqrt()], &[0.5, 0.2, 0.3], Kind::Double, Device::Cpu).unwrap()
+    };
+    let target = TargetAtLevel::new(Box::new(mixture(0.5)), None);
+    let target = target.on_path(StartingGaussian { offset: 0.0, scale: 1.0 }, 1.0);
+    let mut generator = Generator::new(4, Stream::Exact, 0, 0);
+    for sigma in [0.2, 1.0, 3.0] {
+        let x = generator.normal(&[50, 2]).to_kind(Kind::Double) * 2.0;
+        let wanted = mixture(0.5 + sigma * sigma).score(&x);
+        let error = |count: i64, generator: &mut Generator| {
+            let probes = generator.normal(&[50, count, 2]).to_kind(Kind::Double);
+            let levels = Tensor::full([50], sigma, (Kind::Double, Device::Cpu));
+            let found = target.smoothed_score(&x, &levels, &probes);
+            ((found - &wanted) * sigma).square().mean(Kind::Double).sqrt().double_value(&[])
+        };
+        // In units of the noise's own score, which is 1/sigma; 64 times as many probes err about an eighth.
+        let (few, many) = (error(64, &mut generator), error(4096, &mut generator));
+        assert!(many < 0.05 && many < few / 2.0, "sigma {sigma}: {few} with 64 probes, {many} with 4096");
+    }
 }

@@ -7,7 +7,7 @@ use tch::{Device, Tensor, no_grad};
 
 use super::summary::{ExtractorId, Score};
 use crate::comm::World;
-use crate::config::{EvaluateSection, Features, SigmaPath, TargetSection};
+use crate::config::{EvaluateSection, Features, MethodSection, TargetSection};
 use crate::data::{Mnist, Split};
 use crate::metric::{
     Extractor, Moments, PixelSpread, PointError, PointPlan, PointReference, Reference, chunks,
@@ -245,13 +245,13 @@ pub fn draw_points(
 }
 
 /// The noise that makes samples of a finished run exact: the level that training ends at if it is a single
-/// one and the target is not tempered, otherwise 0.
+/// one and the target is neither tempered nor smoothed, otherwise 0.
 ///
 /// At a single level sigma the optimum is that x0 + sigma·eps has the target's distribution; over a band with
-/// a tempered target it is x0 itself.
-pub fn output_sigma(sigma: &SigmaPath, is_tempered: bool) -> f64 {
-    let (low, high) = sigma.band(1.0);
-    if is_tempered || low != high { 0.0 } else { low }
+/// a tempered target, or against a target with the same noise, it is x0 itself.
+pub fn output_sigma(method: &MethodSection, is_tempered: bool) -> f64 {
+    let (low, high) = method.sigma.band(1.0);
+    if is_tempered || low != high || method.smoothing > 0 { 0.0 } else { low }
 }
 
 /// Samples of chunk `chunk`: x0 + sigma·eps `[rows, …]`; the same on any number of ranks.

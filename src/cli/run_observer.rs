@@ -108,7 +108,7 @@ impl<'a> RunObserver<'a> {
             record,
             is_shown,
             progress: Progress::new("train", first, plan.file.train.iterations, is_shown),
-            sigma: output_sigma(&plan.file.method.sigma, is_tempered),
+            sigma: output_sigma(&plan.file.method, is_tempered),
             metrics: BTreeMap::new(),
             steady: Steady::default(),
             recent: [f64::NAN; 2],

@@ -186,6 +186,11 @@ pub struct MethodSection {
     pub anneal_power: f64,
     /// Noise levels, in the units of x.
     pub sigma: SigmaPath,
+    /// With `kl`: compare with the target that has the same noise, its score estimated from this many evaluations of
+    /// the target around each row; x0 then tends to the target itself. Broad levels see how much of the target lies
+    /// where, so modes keep their weights. 0: compare with the target as it is.
+    #[serde(default)]
+    pub smoothing: usize,
     /// Remedy for the variance.
     #[serde(default)]
     pub variance: Variance,
@@ -252,6 +257,19 @@ impl MethodSection {
                 &"control_variate",
                 "\"plain\" or \"antithetic\": it is for the denoising term, which only the kinds dft and hybrid have",
             ),
+            (
+                self.smoothing == 0 || self.kinds().all(|kind| kind == FieldKind::Kl),
+                "method.smoothing",
+                &self.smoothing,
+                "0, or method.kind = \"kl\" in all phases",
+            ),
+            (
+                self.smoothing == 0 || (self.anneal_until == 0.0 && self.anneal_to == 1.0),
+                "method.smoothing",
+                &self.smoothing,
+                "0, or method.anneal_until = 0 and anneal_to = 1: noise levels that fall take the place of that path",
+            ),
+            (self.smoothing != 1, "method.smoothing", &self.smoothing, "0, or 2 and more: about 64"),
             (self.fisher_weight >= 0.0, "method.fisher_weight", &self.fisher_weight, "0 or more"),
             (self.alpha.is_finite(), "method.alpha", &self.alpha, "a finite number"),
             (

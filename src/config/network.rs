@@ -243,6 +243,13 @@ pub struct ScoreSection {
     /// initial_scale.
     #[serde(default)]
     pub tail_scaling: bool,
+    /// For an `mlp`: it also sees sin and cos of 2^k·π·u/2, k below this, so that it can follow many modes.
+    #[serde(default)]
+    pub frequencies: i64,
+    /// For an `mlp`: its output is divided by sigma in place of `sampler.initial_scale`, and a base `gaussian` has the
+    /// noise's variance too. For bands of far apart noise levels.
+    #[serde(default)]
+    pub noise_scaling: bool,
     /// What the parameters start from.
     #[serde(default)]
     pub start: Start,

@@ -285,6 +285,18 @@ impl TrainFile {
                 "above 0",
             ),
             (self.sampler.initial_gain > 0.0, "sampler.initial_gain", &self.sampler.initial_gain, "above 0"),
+            (
+                (0..=16).contains(&self.score.frequencies),
+                "score.frequencies",
+                &self.score.frequencies,
+                "0 to 16",
+            ),
+            (
+                self.method.smoothing == 0 || self.score.base != ScoreBase::Target,
+                "method.smoothing",
+                &self.method.smoothing,
+                "0 with score.base = \"target\": the target's score is not that of the target with noise",
+            ),
             (self.score.width > 0, "score.width", &self.score.width, "1 or more"),
             (self.checkpoint.every > 0, "checkpoint.every", &self.checkpoint.every, "1 or more"),
             (self.checkpoint.keep > 0, "checkpoint.keep", &self.checkpoint.keep, "1 or more"),
@@ -317,10 +329,13 @@ impl TrainFile {
                     .into(),
             ));
         }
-        let is_for_vectors = self.score.base != ScoreBase::Gaussian || self.score.tail_scaling;
+        let ScoreSection { base, tail_scaling, frequencies, noise_scaling, .. } = self.score;
+        let is_for_vectors =
+            base != ScoreBase::Gaussian || tail_scaling || frequencies != 0 || noise_scaling;
         if is_for_vectors && self.score.kind != ScoreKind::Mlp {
             return Err(ConfigError::Invalid(
-                "score.base and score.tail_scaling are for score.kind = \"mlp\"; leave them out for another"
+                "score.base, score.tail_scaling, score.frequencies and score.noise_scaling are for score.kind = \"mlp\"; leave \
+                 them out for another"
                     .into(),
             ));
         }

@@ -44,7 +44,8 @@ pub enum ScoreCotangent {
 /// eps/sigma:
 ///
 /// - `dft`: −2 J_phi^T (s_phi + n) + 2 J_q^T (s_q + n), the gradient of the paper's loss.
-/// - `kl`: u, the gradient of KL(p_sigma ‖ q).
+/// - `kl`: u, the gradient of KL(p_sigma ‖ q); where the samples come with probes, of KL(p_sigma ‖ q_sigma), q_sigma
+///   the target with the same noise.
 /// - `hybrid`: kl + fisher_weight·sigma·dft.
 /// - `path`: the gradient of |u|² along x alone.
 /// - `sid`: the gradient of −2u·(s_q + n) − 2 alpha |u|², the loss of Zhou et al. (2024), equation 23, in units
@@ -108,10 +109,13 @@ pub fn sampler_field(
     let rows = if target.is_evaluated() { at.rows() } else { 0 };
     let (field, score, target_score, mut evaluations) = match kind {
         FieldKind::Kl => {
-            let target_score = target.score(&at.x, &at.sigma);
+            let (target_score, each) = match &at.probes {
+                Some(probes) => (target.smoothed_score(&at.x, &at.sigma, probes), probes.size()[1]),
+                None => (target.score(&at.x, &at.sigma), 1),
+            };
             let base = network.0.base(&target_score, target.weight());
             let score = score_at(base, false).score;
-            (&score - &target_score, score, target_score, rows)
+            (&score - &target_score, score, target_score, rows * each)
         }
         FieldKind::Fisher => {
             let target_score = target.score(&at.x, &at.sigma);

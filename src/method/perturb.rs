@@ -14,6 +14,8 @@ pub struct Perturbed {
     pub eps: Tensor,
     /// sigma, `[R]`.
     pub sigma: Tensor,
+    /// Standard normal numbers `[R, n, D]` that the target's score with noise is estimated from, if it is.
+    pub probes: Option<Tensor>,
     copies: i64,
 }
 
@@ -27,15 +29,22 @@ impl Perturbed {
                 x: Tensor::cat(&[&x0 + &shift, &x0 - &shift], 0),
                 eps: Tensor::cat(&[eps.shallow_clone(), -eps], 0),
                 sigma: Tensor::cat(&[sigma, sigma], 0),
+                probes: None,
                 copies: 2,
             },
             Variance::Plain | Variance::ControlVariate => Perturbed {
                 x: &x0 + shift,
                 eps: eps.shallow_clone(),
                 sigma: sigma.shallow_clone(),
+                probes: None,
                 copies: 1,
             },
         }
+    }
+
+    /// With `probes` `[B, n, D]`, the same for all copies of a sample.
+    pub fn with_probes(self, probes: &Tensor) -> Self {
+        Perturbed { probes: Some(probes.repeat([self.copies, 1, 1])), ..self }
     }
 
     /// Number of rows, `R`.

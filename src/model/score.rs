@@ -31,6 +31,10 @@ pub struct ScoreSpec {
     pub base: ScoreBase,
     /// Whether the output of an `mlp` falls, and its loss is weighted, for heavy tails.
     pub tail_scaling: bool,
+    /// Octaves of sine and cosine that an `mlp` sees besides.
+    pub frequencies: i64,
+    /// Whether the output of an `mlp` is divided by sigma in place of `scale`.
+    pub noise_scaling: bool,
     /// Whether D starts as a denoiser already (a copy of an energy's network), so that it needs no
     /// pass-through.
     pub starts_as_denoiser: bool,
@@ -68,7 +72,8 @@ impl ScoreNetwork {
         let mut layout = Layout::default();
         let trunk = match (spec.kind, spec.shape.as_slice()) {
             (ScoreKind::Mlp, &[d]) => {
-                Trunk::Mlp(Mlp::new(&mut layout, "mlp", [2 * d + 1, d], (spec.width, spec.depth), 1.0))
+                let inputs = 2 * d * (1 + spec.frequencies) + 1;
+                Trunk::Mlp(Mlp::new(&mut layout, "mlp", [inputs, d], (spec.width, spec.depth), 1.0))
             }
             (ScoreKind::Unet, &[c, h, w]) if h % 4 == 0 && w % 4 == 0 => {
                 Trunk::Unet(Box::new(UNet::new(&mut layout, [c, h, w], spec.width, true)))
@@ -112,16 +117,31 @@ impl ScoreNetwork {
     ///
     /// - `mlp`: s = D·net(asinh u, asinh(5u)/3, log sigma)/scale + base with u = (x − offset)/scale; the inverse
     ///   hyperbolic sine keeps heavy tails within reach of the network. D is 1, or 1/sqrt(1 + u²) with tail
-    ///   scaling.
+    ///   scaling. With frequencies the network also sees sin(2^k π u/2) and cos(2^k π u/2) (Tancik et al. 2020). With
+    ///   noise scaling s = D·net(…)/sigma + base, and N(offset, scale² I) is N(offset, (scale² + sigma²) I).
     /// - `unet`: s = (D(x, log sigma) − x)/sigma² (Tweedie); it has no base.
     pub fn score(&self, weights: &Weights, x: &Tensor, sigma: &Tensor, base: Base) -> Tensor {
         match &self.trunk {
             Trunk::Mlp(mlp) => {
                 let u = self.scaled(x);
-                let inputs = [u.asinh(), (&u * 5.0).asinh() / 3.0, sigma.log().unsqueeze(1)];
+                let mut inputs = vec![u.asinh(), (&u * 5.0).asinh() / 3.0, sigma.log().unsqueeze(1)];
+                for octave in 0..self.spec.frequencies {
+                    let angle = &u * (2f64.powi(octave as i32) * std::f64::consts::FRAC_PI_2);
+                    inputs.extend([angle.sin(), angle.cos()]);
+                }
                 let mut output = mlp.forward(weights, &Tensor::cat(&inputs, 1));
                 if self.spec.tail_scaling {
                     output *= (u.square() + 1.0).rsqrt();
+                }
+                if self.spec.noise_scaling {
+                    let sigma = sigma.unsqueeze(1);
+                    let output = output / &sigma;
+                    let start = || &u * self.spec.scale / (sigma.square() + self.spec.scale.powi(2));
+                    return match base {
+                        Base::Start(0.0) => output,
+                        Base::Start(weight) => output - start() * weight,
+                        Base::Target(score) => output + score,
+                    };
                 }
                 match base {
                     Base::Start(0.0) => output / self.spec.scale,

@@ -2,6 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::smoothed::smoothed_score;
 use super::{EnergyTarget, Target, TargetError, TorchScriptTarget, load_exact};
 use crate::config::TargetSection;
 use crate::model::per_row;
@@ -117,6 +118,12 @@ impl TargetOnPath<'_> {
             return self.start_score(x);
         }
         self.blend(x, self.target.tempered(x, sigma, self.target.target.score(x)))
+    }
+
+    /// Score of the target with noise of levels `sigma` `[B]` at `x` `[B, D]`, estimated from `probes` `[B, n, D]`,
+    /// standard normal: n evaluations a row. For a target that is neither tempered nor on a path.
+    pub fn smoothed_score(&self, x: &Tensor, sigma: &Tensor, probes: &Tensor) -> Tensor {
+        smoothed_score(self.target.target(), x, sigma, probes)
     }
 
     /// As [`score`](Self::score), with a graph to `x`, which requires gradients: by autograd through the

@@ -74,13 +74,21 @@ impl Mixture {
         (joined.narrow(1, 0, d).addcmul(x, &stiffness), stiffness)
     }
 
-    /// r_k(x), `[M, B]`: components first, because sums over a short last dimension are slow. For constants only:
-    /// `cdist` has no third derivative.
-    fn responsibilities(&self, x: &Tensor) -> Tensor {
+    /// log w_k N(x; m_k, d_k² I) up to a constant, `[M, B]`: components first, because sums over a short last
+    /// dimension are slow. For constants only: `cdist` has no third derivative.
+    fn logits(&self, x: &Tensor) -> Tensor {
         let distance = Tensor::cdist(&self.means, x, 2.0, DIRECT_DISTANCES);
-        let logits = self.offsets.addcmul(&distance.square(), &self.falloff);
-        let top = logits.amax(0i64, true);
-        (logits - top).clamp_min(LEAST_LOGIT).softmax(0, None)
+        self.offsets.addcmul(&distance.square(), &self.falloff)
+    }
+
+    /// Responsibilities `[M, B]` from the logits.
+    fn shares(logits: &Tensor) -> Tensor {
+        (logits - logits.amax(0i64, true)).clamp_min(LEAST_LOGIT).softmax(0, None)
+    }
+
+    /// r_k(x), `[M, B]`.
+    fn responsibilities(&self, x: &Tensor) -> Tensor {
+        Self::shares(&self.logits(x))
     }
 }
 
@@ -119,6 +127,14 @@ impl Target for Mixture {
 
     fn score(&self, x: &Tensor) -> Tensor {
         self.pulled(&self.responsibilities(x), x).0
+    }
+
+    fn log_density_and_score(&self, x: &Tensor) -> (Tensor, Tensor) {
+        tch::no_grad(|| {
+            let logits = self.logits(x);
+            let r = Self::shares(&logits);
+            (logits.logsumexp(0i64, false), self.pulled(&r, x).0)
+        })
     }
 
     fn score_and_product(

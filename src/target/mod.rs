@@ -10,6 +10,7 @@ mod load;
 mod mixture;
 pub mod planar;
 mod probe;
+mod smoothed;
 mod torchscript;
 
 use tch::Tensor;
@@ -56,6 +57,12 @@ pub trait Target {
         let x = x.detach().set_requires_grad(true);
         let total = self.log_density(&x).sum(None);
         Tensor::run_backward(&[total], &[&x], false, false).remove(0)
+    }
+
+    /// log q(x) `[B]` and s_q(x), as constants.
+    fn log_density_and_score(&self, x: &Tensor) -> (Tensor, Tensor) {
+        // Two calls, so that closed forms of the score are used where a target has them.
+        (tch::no_grad(|| self.log_density(x)), self.score(x))
     }
 
     /// s_q(x) and H(x)·v, H the Hessian of log q and v = `direction`(s_q(x)); all have the shape of `x`.

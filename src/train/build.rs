@@ -55,6 +55,13 @@ impl Networks {
             (section, false) => (TargetAtLevel::load(section, device)?, None),
         };
         let shape = target.target().shape().to_vec();
+        if file.method.smoothing > 0 && (shape.len() != 1 || target.tempered_from().is_some()) {
+            return Err(SetupError::Network(format!(
+                "method.smoothing is for vectors and a target that is not tempered, and this one makes samples {shape:?}{}; \
+                 set it to 0",
+                if target.tempered_from().is_some() { ", tempered" } else { "" }
+            )));
+        }
         let sampler = SamplerNetwork::new(&SamplerSpec {
             kind: file.sampler.kind,
             shape: shape.clone(),
@@ -75,6 +82,8 @@ impl Networks {
             offset: file.sampler.initial_offset,
             base: file.score.base,
             tail_scaling: file.score.tail_scaling,
+            frequencies: file.score.frequencies,
+            noise_scaling: file.score.noise_scaling,
             starts_as_denoiser: file.score.start == Start::Energy,
         })
         .map_err(SetupError::Network)?;

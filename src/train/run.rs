@@ -173,6 +173,21 @@ impl<'a> Trainer<'a> {
         Draw { z, eps, sigma }
     }
 
+    /// `x0` perturbed for a sampler update: with probes where the target's score with noise is estimated.
+    fn perturb_for_field(&self, x0: &Tensor, draw: &Draw, update: u64) -> Perturbed {
+        let at = self.perturb(x0, draw);
+        let count = self.plan.file.method.smoothing as i64;
+        if count == 0 {
+            return at;
+        }
+        let dimension = self.networks.sampler.spec().shape[0];
+        let key = (self.plan.file.run.seed, Stream::Probes, update);
+        let [probes] = self.shards.draw(key, self.world.device, |generator, rows| {
+            [generator.normal(&[rows.end - rows.start, count, dimension])]
+        });
+        at.with_probes(&probes)
+    }
+
     fn perturb(&self, x0: &Tensor, draw: &Draw) -> Perturbed {
         Perturbed::new(x0, &draw.eps, &draw.sigma, self.plan.file.method.variance)
     }
@@ -237,7 +252,7 @@ impl<'a> Trainer<'a> {
         let settings = &self.plan.file.train;
         let draw = self.draw(Stream::SamplerUpdate, state.iteration, fraction);
         let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);
-        let at = self.perturb(&x0, &draw);
+        let at = self.perturb_for_field(&x0, &draw, state.iteration);
         let network = (&self.networks.score, state.score.frozen());
         let value = self.field(state, fraction, &x0, &at, &mut |base, wants| {
             ScoreAt::evaluate(network, &at, base, wants)
@@ -261,7 +276,7 @@ impl<'a> Trainer<'a> {
         let (settings, section) = (&self.plan.file.train, &self.plan.file.method);
         let draw = self.draw(Stream::SamplerUpdate, state.iteration, fraction);
         let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);
-        let at = self.perturb(&x0, &draw);
+        let at = self.perturb_for_field(&x0, &draw, state.iteration);
         let rows = self.global_rows(&at);
         let network = (&self.networks.score, state.score.tracked());
         let mut score_loss = None;

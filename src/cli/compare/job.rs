@@ -253,7 +253,7 @@ impl<'a> Bench<'a> {
         row.parameters_sha256 = Some(state.parameters_sha256());
         observer.finish(&state, Some(&directory))?;
         if row.failure.is_none() {
-            let sigma = output_sigma(&plan.file.method.sigma, networks.target.tempered_from().is_some());
+            let sigma = output_sigma(&plan.file.method, networks.target.tempered_from().is_some());
             let draw = |sigma| {
                 let rows = (file.score.samples * file.score.sets) as i64;
                 draw_points(&networks.sampler, &state.average.parameters, job.seed, rows, sigma, world.device)
