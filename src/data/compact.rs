@@ -1,6 +1,6 @@
 //! `covertype.h5`, the compact form of Covertype: integers of 16 and 8 bits in the place of 75 MB of text.
 //!
-//! Not compressed, as that would want zlib in the build of HDF5: 13 MB are read in a fiftieth of a second.
+//! Not compressed, as that would want zlib in the build of HDF5: these are 13 MB.
 
 use std::fs;
 use std::path::Path;
@@ -65,10 +65,6 @@ fn write_content(path: &Path, records: &Records, text: &DataFile, notice: &str) 
 /// # Errors
 /// When it was made from another text, lacks something, or a checksum or code is wrong.
 pub fn read(path: &Path, text: &DataFile) -> Result<Records> {
-    read_content(path, text).with_context(|| format!("{} is not as it was written", path.display()))
-}
-
-fn read_content(path: &Path, text: &DataFile) -> Result<Records> {
     let file = options().open(path)?;
     let source = file.attr(SOURCE)?.read_scalar::<VarLenUnicode>()?;
     ensure!(

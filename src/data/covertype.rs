@@ -31,8 +31,8 @@ pub const SOIL_TYPES: u8 = 40;
 /// Cover types, the classes of the last column.
 pub const COVER_TYPES: u8 = 7;
 
-/// Lodgepole pine, by far the most frequent with spruce and fir; Collobert, Bengio and Bengio (2002) made it the
-/// positive class of a problem of two, and so have others since.
+/// Lodgepole pine, nearly half of the rows; Collobert, Bengio and Bengio (2002) made it the positive class of a
+/// problem of two, and others since.
 const POSITIVE: i64 = 2;
 
 const REMEDY: &str = "run `dft data covertype`";
@@ -53,7 +53,7 @@ pub struct Records {
 /// Loads Covertype from its directory: 581,012 rows of 54 features, label 1 where the cover type is 2.
 ///
 /// Reads `covertype.h5`, the compact form that `dft data covertype` makes; where that is absent it is made from
-/// `covtype.data` first, which takes seconds once.
+/// `covtype.data` first, where the directory can be written to.
 ///
 /// # Errors
 /// When both are absent, or the one that is read is not the known data set; the message says what to do.
@@ -63,7 +63,10 @@ pub fn load_covertype(directory: &Path) -> Result<Table> {
 
 /// Sees to it that the compact form lies beside the text, and returns where: one that is wrong is made anew.
 pub fn prepare(directory: &Path) -> Result<PathBuf> {
-    let text = &Dataset::Covertype.files()[0];
+    prepare_from(directory, &Dataset::Covertype.files()[0])
+}
+
+fn prepare_from(directory: &Path, text: &DataFile) -> Result<PathBuf> {
     let path = directory.join(compact::NAME);
     if path.exists() {
         match compact::read(&path, text) {
@@ -77,8 +80,11 @@ pub fn prepare(directory: &Path) -> Result<PathBuf> {
 
 fn load_from(directory: &Path, text: &DataFile) -> Result<Table> {
     let path = directory.join(compact::NAME);
-    let records =
-        if path.exists() { compact::read(&path, text).context(REMEDY)? } else { make(directory, text)? };
+    let records = if path.exists() {
+        compact::read(&path, text).with_context(|| format!("{} cannot be used; {REMEDY}", path.display()))?
+    } else {
+        make(directory, text)?
+    };
     Ok(records.to_table())
 }
 
@@ -233,6 +239,17 @@ mod tests {
                 ["Elevation", "Wilderness_Area4", "Soil_Type40"]
             );
         }
+    }
+
+    #[test]
+    fn wrong_compact_form_is_refused_until_it_is_made_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(TEXT.name), text()).unwrap();
+        fs::write(directory.path().join(compact::NAME), "cut short").unwrap();
+        let error = format!("{:#}", load_from(directory.path(), &TEXT).unwrap_err());
+        assert!(error.contains("covertype.h5 cannot be used; run `dft data covertype`"), "{error}");
+        prepare_from(directory.path(), &TEXT).unwrap();
+        assert!(load_from(directory.path(), &TEXT).is_ok());
     }
 
     #[test]
