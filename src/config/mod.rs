@@ -6,6 +6,7 @@
 mod compare;
 mod fit;
 mod load;
+mod logistic;
 mod mcmc;
 mod method;
 mod network;
@@ -17,6 +18,7 @@ pub use compare::{
 };
 pub use fit::{EnergyFile, EnergyPlan, EnergySection, FeaturesFile, FeaturesPlan, FitSection};
 pub use load::{ConfigError, load, parse};
+pub use logistic::Scaling;
 pub use mcmc::{
     HmcSettings, MalaSettings, McmcSection, NutsSettings, SgldSettings, StepSizes, SvgdSettings, UlaSettings,
 };

@@ -129,7 +129,7 @@ impl Dataset {
     pub fn notice(self) -> Option<&'static str> {
         match self {
             Self::Mnist | Self::FashionMnist => None,
-            Self::Covertype => Some("courtesy of Jock A. Blackard and Colorado State University"),
+            Self::Covertype => Some("copyright Jock A. Blackard and Colorado State University"),
         }
     }
 

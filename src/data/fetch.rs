@@ -9,9 +9,12 @@ use flate2::read::MultiGzDecoder;
 
 use super::dataset::{DataFile, Dataset, Source};
 use super::packages::{self, Accept};
-use super::{http, verify};
+use super::{covertype, http, verify};
 
-/// What [`fetch`] did; its `Display` is the line for the user.
+/// Where the notice of a data set lies in its directory.
+const NOTICE: &str = "NOTICE.txt";
+
+/// What [`fetch`] did; its `Display` is what the user is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FetchReport {
     /// The data set.
@@ -20,6 +23,8 @@ pub struct FetchReport {
     pub directory: PathBuf,
     /// Who gave files in this call, in words; empty when all were there.
     pub sources: Vec<String>,
+    /// The form beside the files that is faster to load, for a data set that has one.
+    pub compact: Option<PathBuf>,
 }
 
 impl std::fmt::Display for FetchReport {
@@ -29,23 +34,40 @@ impl std::fmt::Display for FetchReport {
             [] => write!(f, "{name} is complete in {directory}")?,
             sources => write!(f, "{name} brought to {directory}, verified, from {}", sources.join(" and "))?,
         }
-        match self.dataset.notice() {
-            Some(notice) => write!(f, " ({notice})"),
-            None => Ok(()),
+        if let Some(compact) = &self.compact {
+            write!(f, "\ncompact form in {}", compact.display())?;
         }
+        if let Some(notice) = self.dataset.notice() {
+            write!(f, "\n{notice}; pass {NOTICE} on with the data")?;
+        }
+        Ok(())
     }
 }
 
 /// Brings the files of a data set into `directory`, decompressed and verified by SHA-256.
 ///
 /// Files that are there and right are left alone. Sources are tried in order until all files are there; a
-/// file gets its name only after its content was verified.
+/// file gets its name only after its content was verified. A notice goes to `NOTICE.txt`, and Covertype gets
+/// its compact form.
 ///
 /// # Errors
-/// When every source fails: the message names each and says why it failed.
+/// When every source fails: the message names each and says why it failed; or when the disk does.
 pub fn fetch(dataset: Dataset, directory: &Path) -> Result<FetchReport> {
     let sources = fetch_from(dataset.name(), dataset.files(), dataset.sources(), directory)?;
-    Ok(FetchReport { dataset, directory: directory.to_path_buf(), sources })
+    if let Some(notice) = dataset.notice() {
+        write_notice(dataset.name(), notice, directory)?;
+    }
+    let compact = match dataset {
+        Dataset::Covertype => Some(covertype::prepare(directory)?),
+        Dataset::Mnist | Dataset::FashionMnist => None,
+    };
+    Ok(FetchReport { dataset, directory: directory.to_path_buf(), sources, compact })
+}
+
+fn write_notice(name: &str, notice: &str, directory: &Path) -> Result<()> {
+    let path = directory.join(NOTICE);
+    let text = format!("The data set {name} in this directory, in whatever form: {notice}.\n");
+    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
 }
 
 fn fetch_from(name: &str, files: &[DataFile], sources: &[Source], directory: &Path) -> Result<Vec<String>> {
@@ -179,6 +201,23 @@ mod tests {
         assert_eq!(used, ["files put there by hand"]);
         assert_eq!(fs::read(directory.path().join("abc")).unwrap(), b"abc");
         assert!(fetch_from("abc", &[ABC], &[], directory.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn report_and_file_carry_the_notice_of_covertype() {
+        let directory = tempfile::tempdir().unwrap();
+        let holders = "Jock A. Blackard and Colorado State University";
+        write_notice("covertype", Dataset::Covertype.notice().unwrap(), directory.path()).unwrap();
+        assert!(fs::read_to_string(directory.path().join("NOTICE.txt")).unwrap().contains(holders));
+        let compact = directory.path().join("covertype.h5");
+        let report = FetchReport {
+            dataset: Dataset::Covertype,
+            directory: directory.path().to_path_buf(),
+            sources: Vec::new(),
+            compact: Some(compact.clone()),
+        };
+        let told = report.to_string();
+        assert!(told.contains(holders) && told.contains(compact.to_str().unwrap()), "{told}");
     }
 
     #[test]
