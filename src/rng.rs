@@ -36,6 +36,8 @@ pub enum Stream {
     Split = 9,
     /// Exact samples of a target.
     Exact = 10,
+    /// Mini-batches of a target that is a sum over data.
+    MiniBatch = 11,
     /// Points around samples at which the target with noise is estimated.
     Probes = 12,
 }

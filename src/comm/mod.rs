@@ -29,7 +29,7 @@ use tch::{Device, Kind, Tensor};
 
 pub use crate::config::DeviceRequest;
 pub use control::Failure;
-pub use world::{StartOptions, World};
+pub use world::{SharedCollective, StartOptions, World};
 
 /// Why ranks could not be brought together, or a collective failed.
 #[derive(Debug, thiserror::Error)]
@@ -171,6 +171,22 @@ mod tests {
         let gathered = World::solo(Device::Cpu).collective().all_gather(&buffer).unwrap();
         let _ = buffer.shallow_clone().zero_();
         assert_eq!(gathered, [Tensor::from_slice(&[1.0_f32, 2.0])]);
+    }
+
+    #[test]
+    fn shared_collective_lives_no_longer_than_its_world() {
+        let world = World::solo(Device::Cpu);
+        let shared = world.shared_collective();
+        assert_eq!((shared.rank, shared.size), (0, 1));
+        assert!(shared.with(|all| all.barrier()).is_ok());
+        drop(world);
+        let late = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| shared.with(|_| ())));
+        let message = late.unwrap_err();
+        let message = message
+            .downcast_ref::<String>()
+            .cloned()
+            .unwrap_or_else(|| message.downcast_ref::<&str>().expect("a panic with a text").to_string());
+        assert!(message.contains("after its world had ended"), "{message}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! A rank's place in the job: how it joins, what it can ask of the others, and how it leaves.
 
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use mpi::environment::{Threading, Universe};
@@ -55,7 +56,7 @@ pub struct World {
     /// `solo`, `mpi` or `nccl`.
     pub backend: &'static str,
     // Fields are dropped in this order: the collective needs MPI, so the universe is last.
-    collective: Box<dyn Collective>,
+    collective: Rc<dyn Collective>,
     control: Control,
     _universe: Option<Universe>,
 }
@@ -120,13 +121,13 @@ impl World {
         launch::set_threads(threads);
         let (device, device_reason, is_shared) =
             choose_device(&control, request, local_rank, options.share_gpus)?;
-        let (backend, collective): (_, Box<dyn Collective>) = match (size, device) {
-            (1, _) => ("solo", Box::new(solo::Solo { device })),
+        let (backend, collective): (_, Rc<dyn Collective>) = match (size, device) {
+            (1, _) => ("solo", Rc::new(solo::Solo { device })),
             (_, Device::Cuda(ordinal)) => {
                 let (control, limit) = (control.clone(), options.nccl_limit);
-                ("nccl", Box::new(nccl::Nccl::start(control, ordinal, is_shared, limit, options.abort_code)?))
+                ("nccl", Rc::new(nccl::Nccl::start(control, ordinal, is_shared, limit, options.abort_code)?))
             }
-            _ => ("mpi", Box::new(Mpi::new())),
+            _ => ("mpi", Rc::new(Mpi::new())),
         };
         // NCCL has made its own while its watchdog was awake.
         if backend != "nccl" {
@@ -162,7 +163,7 @@ impl World {
             device_reason: "as asked".to_string(),
             threads: tch::get_num_threads().max(1) as usize,
             backend: "solo",
-            collective: Box::new(solo::Solo { device }),
+            collective: Rc::new(solo::Solo { device }),
             control: Control { rank: 0, size: 1, host },
             _universe: None,
         }
@@ -171,6 +172,11 @@ impl World {
     /// The collectives over all ranks, on this rank's device.
     pub fn collective(&self) -> &dyn Collective {
         self.collective.as_ref()
+    }
+
+    /// The same collectives for something that is kept, such as a target whose data are spread over the ranks.
+    pub fn shared_collective(&self) -> SharedCollective {
+        SharedCollective { rank: self.rank, size: self.size, collective: Rc::downgrade(&self.collective) }
     }
 
     /// Whether this is rank 0, which alone writes files and prints.
@@ -235,6 +241,29 @@ impl World {
     /// Nothing is flushed or dropped: print the reason, with the rank, before.
     pub fn abort(&self, code: i32) -> ! {
         launch::abort_job(code)
+    }
+}
+
+/// The collectives of a [`World`], without a borrow of it. It keeps nothing alive: NCCL and MPI end with the world.
+#[derive(Clone)]
+pub struct SharedCollective {
+    /// Index of this process, `0..size`.
+    pub rank: usize,
+    /// Number of processes.
+    pub size: usize,
+    collective: Weak<dyn Collective>,
+}
+
+impl SharedCollective {
+    /// Runs `act` with the collectives.
+    ///
+    /// # Panics
+    /// If the world is gone: there is nobody left to talk to.
+    pub fn with<T>(&self, act: impl FnOnce(&dyn Collective) -> T) -> T {
+        let collective = self.collective.upgrade();
+        act(collective
+            .expect("a collective was called after its world had ended; drop the world last")
+            .as_ref())
     }
 }
 

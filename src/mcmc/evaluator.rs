@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use tch::{Tensor, no_grad};
+use tch::Tensor;
 
 use crate::target::Target;
 
@@ -30,9 +30,9 @@ impl<'a> Evaluator<'a> {
 
     /// Log-density `[N]` and score `[N, D]` at `x` `[N, D]`, counted once.
     pub(super) fn log_density_and_score(&self, x: &Tensor) -> (Tensor, Tensor) {
-        // Two calls, so that closed forms of the score are used where a target has them.
-        let log_density = no_grad(|| self.target.log_density(&self.shaped(x)));
-        (log_density, self.score(x))
+        self.count.set(self.count.get() + x.size()[0] as u64);
+        let (log_density, score) = self.target.log_density_and_score(&self.shaped(x));
+        (log_density.detach(), score.detach().flatten(1, -1))
     }
 
     /// `x` `[N, D]` as samples of the target, `[N, …shape]`.

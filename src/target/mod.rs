@@ -7,20 +7,24 @@ mod energy;
 mod gaussian;
 mod level;
 mod load;
+mod logistic;
 mod mixture;
 pub mod planar;
 mod probe;
 mod smoothed;
 mod torchscript;
+mod whitened;
 
-use tch::Tensor;
+use tch::{Tensor, no_grad};
 
 pub use energy::EnergyTarget;
 pub use gaussian::Gaussian;
 pub use level::{StartingGaussian, TargetAtLevel, TargetOnPath};
 pub use load::load_exact;
+pub use logistic::{Laplace, Logistic, LogisticPrior};
 pub use mixture::Mixture;
 pub use torchscript::TorchScriptTarget;
+pub use whitened::Whitened;
 
 use crate::rng::Generator;
 
@@ -59,10 +63,11 @@ pub trait Target {
         Tensor::run_backward(&[total], &[&x], false, false).remove(0)
     }
 
-    /// log q(x) `[B]` and s_q(x), as constants.
+    /// [`log_density`](Self::log_density) and [`score`](Self::score) at `x`, both as constants: one pass where a
+    /// target can share the work.
     fn log_density_and_score(&self, x: &Tensor) -> (Tensor, Tensor) {
         // Two calls, so that closed forms of the score are used where a target has them.
-        (tch::no_grad(|| self.log_density(x)), self.score(x))
+        (no_grad(|| self.log_density(x)), self.score(x))
     }
 
     /// s_q(x) and H(x)·v, H the Hessian of log q and v = `direction`(s_q(x)); all have the shape of `x`.
@@ -80,6 +85,17 @@ pub trait Target {
         let along = (&score * direction(&score.detach())).sum(None);
         let product = Tensor::run_backward(&[along], &[&x], false, false).remove(0);
         (score.detach(), product)
+    }
+
+    /// Draws the mini-batches that evaluations use from here on, where the target is a sum over data and estimates
+    /// it; others have nothing to draw. Where the data are spread over ranks, every rank gives a generator of the
+    /// same key.
+    fn redraw(&self, _generator: &mut Generator) {}
+
+    /// Samples `[B, …shape]` in the coordinates that a user knows: `x` itself, unless the target was moved into
+    /// others for the sake of the computation.
+    fn to_original(&self, x: &Tensor) -> Tensor {
+        x.shallow_clone()
     }
 
     /// Coordinates in which distances between samples are measured, `[B, D]` to `[B, D]`: the samples themselves

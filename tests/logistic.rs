@@ -1,0 +1,456 @@
+//! Bayesian logistic regression: its forms against autograd and each other, its estimates against what they estimate,
+//! its mode, and its rows on one rank against the same rows on several.
+
+mod support;
+
+use dft::comm::{DeviceRequest, StartOptions, World};
+use dft::rng::{Generator, Stream};
+use dft::target::{Laplace, Logistic, LogisticPrior, Target, Whitened};
+use support::assert_all_passed;
+use tch::{Device, Kind, Tensor};
+
+const PRIOR: LogisticPrior = LogisticPrior { shape: 1.0, rate: 0.01 };
+const ROWS: i64 = 500;
+const FEATURES: i64 = 5;
+
+fn normal(shape: &[i64], number: u64) -> Tensor {
+    Generator::new(3, Stream::Exact, number, 0).normal(shape).to_kind(Kind::Double)
+}
+
+/// Rows `[n, 5]`: three continuous features, an indicator that one row in 25 has, and the constant; and labels drawn
+/// from the model.
+fn data(rows: i64) -> (Tensor, Tensor) {
+    let number = Tensor::arange(rows, (Kind::Int64, Device::Cpu));
+    let rare = number.remainder(25).eq(0).to_kind(Kind::Double).unsqueeze(1);
+    let x =
+        Tensor::cat(&[normal(&[rows, 3], 0), rare, Tensor::ones([rows, 1], (Kind::Double, Device::Cpu))], 1);
+    let probability = x.matmul(&Tensor::from_slice(&[1.0, -0.7, 0.3, 1.5, 0.4])).sigmoid();
+    let y = Generator::new(3, Stream::Exact, 1, 0).uniform(&[rows]).less_tensor(&probability);
+    (x, y.to_kind(Kind::Int64))
+}
+
+fn plain_of(rows: i64, kind: Kind) -> Logistic {
+    let (x, y) = data(rows);
+    Logistic::new(&x, &y, 0, PRIOR, kind, Device::Cpu, None).unwrap()
+}
+
+fn plain() -> Logistic {
+    plain_of(ROWS, Kind::Double)
+}
+
+fn laplace() -> Laplace {
+    plain().laplace().unwrap()
+}
+
+fn anchored(heavy_rows: usize) -> Logistic {
+    let at = laplace();
+    plain().with_anchor(&at.weights(), &at.weights_covariance(), heavy_rows).unwrap()
+}
+
+/// Points `[rows, D]` at `distance` standard deviations from the mode, roughly, in every direction.
+fn near_mode(rows: i64, distance: f64) -> Tensor {
+    let at = laplace();
+    let z = normal(&[rows, FEATURES + 1], 2) * distance;
+    z.matmul(&at.factor.transpose(0, 1)) + &at.mode
+}
+
+/// The trait's own methods, by autograd through the log-density.
+struct ByAutograd<'a>(&'a dyn Target);
+
+impl Target for ByAutograd<'_> {
+    fn shape(&self) -> &[i64] {
+        self.0.shape()
+    }
+
+    fn log_density(&self, x: &Tensor) -> Tensor {
+        self.0.log_density(x)
+    }
+}
+
+#[track_caller]
+fn assert_close(found: &Tensor, expected: &Tensor, tolerance: f64) {
+    assert_eq!(found.size(), expected.size());
+    let error = (found - expected).abs().max().double_value(&[]);
+    let scale = expected.abs().max().double_value(&[]) + 1.0;
+    assert!(error < tolerance * scale, "off by {error:e} of {scale:e}");
+}
+
+/// The log-density, its score by central differences along a direction (step 1e-5: error of order 1e-10 from the step
+/// and, at |log q| of 300, 1e-8 from rounding), and both closed forms against autograd.
+#[track_caller]
+fn assert_score_holds(target: &dyn Target, x: &Tensor) {
+    let along = normal(&x.size(), 5);
+    let step = 1e-5;
+    let ends = [x + &along * step, x - &along * step];
+    let slope = (target.log_density(&ends[0]) - target.log_density(&ends[1])) / (2.0 * step);
+    let score = target.score(x);
+    assert_close(&(&score * &along).sum_dim_intlist(1i64, false, None), &slope, 1e-6);
+    assert_close(&score, &ByAutograd(target).score(x), 1e-11);
+    let (value, again) = target.log_density_and_score(x);
+    assert_close(&value, &target.log_density(x), 1e-12);
+    assert_close(&again, &score, 1e-12);
+}
+
+#[track_caller]
+fn assert_product_holds(target: &dyn Target, x: &Tensor) {
+    let v = normal(&x.size(), 6);
+    let (score, product) = target.score_and_product(x, &mut |_| v.shallow_clone());
+    let (expected, by_autograd) = ByAutograd(target).score_and_product(x, &mut |_| v.shallow_clone());
+    assert_close(&score, &expected, 1e-11);
+    assert_close(&product, &by_autograd, 1e-11);
+    let step = 1e-5;
+    let slope = (target.score(&(x + &v * step)) - target.score(&(x - &v * step))) / (2.0 * step);
+    assert_close(&product, &slope, 1e-6);
+}
+
+#[test]
+fn closed_forms_of_every_exact_sum_match_autograd_and_differences() {
+    for x in [near_mode(4, 1.0), normal(&[4, FEATURES + 1], 7) * 2.0] {
+        for target in [plain(), anchored(0), anchored(40), anchored(40).with_batch(Some(0)).unwrap()] {
+            assert_score_holds(&target, &x);
+            assert_product_holds(&target, &x);
+        }
+    }
+}
+
+#[test]
+fn score_of_a_mini_batch_matches_autograd_and_differences() {
+    let x = near_mode(4, 1.0);
+    assert_score_holds(&plain().with_batch(Some(64)).unwrap(), &x);
+    assert_score_holds(&anchored(40).with_batch(Some(64)).unwrap(), &x);
+}
+
+#[test]
+fn log_density_is_the_formula_of_the_model() {
+    // One row x = (2, 1), y = 1 at w = (0.5, −0.25), a = log 3, d = 2: log sigmoid(0.75) is −log(1 + exp(−0.75)),
+    // and the prior d/2 a − α |w|²/2 + a0 a − b0 α.
+    let (x, y) = (Tensor::from_slice(&[2.0, 1.0]).view([1, 2]), Tensor::from_slice(&[1_i64]));
+    let target = Logistic::new(&x, &y, 0, PRIOR, Kind::Double, Device::Cpu, None).unwrap();
+    let a = 3.0_f64.ln();
+    let expected = -(1.0 + (-0.75_f64).exp()).ln() + a - 3.0 * 0.3125 / 2.0 + a - 0.01 * 3.0;
+    let found = target.log_density(&Tensor::from_slice(&[0.5, -0.25, a]).view([1, 3])).double_value(&[0]);
+    assert!((found - expected).abs() < 1e-14, "{found} for {expected}");
+}
+
+#[test]
+fn anchored_form_is_the_plain_one_up_to_a_constant() {
+    let x = near_mode(6, 3.0);
+    let v = normal(&x.size(), 6);
+    let plain = plain();
+    let reference = plain.score_and_product(&x, &mut |_| v.shallow_clone());
+    // All rows at once; the heavy ones apart; all of them heavy, so that a surrogate has nothing to leave out.
+    for target in [anchored(0), anchored(40), anchored(ROWS as usize).with_batch(Some(0)).unwrap()] {
+        let difference = target.log_density(&x) - plain.log_density(&x);
+        let spread = (difference.max() - difference.min()).double_value(&[]);
+        assert!(spread < 1e-9, "{spread}");
+        let (score, product) = target.score_and_product(&x, &mut |_| v.shallow_clone());
+        assert_close(&score, &reference.0, 1e-9);
+        assert_close(&product, &reference.1, 1e-9);
+    }
+}
+
+#[test]
+fn anchored_likelihood_is_one_at_the_anchor_in_every_form() {
+    // What is left there is the prior.
+    let mode = laplace().mode.unsqueeze(0);
+    let (w, a) = (mode.narrow(1, 0, FEATURES), mode.double_value(&[0, FEATURES]));
+    let half_square = w.square().sum(None).double_value(&[]) / 2.0;
+    let prior = (FEATURES as f64 / 2.0 + 1.0) * a - a.exp() * (half_square + 0.01);
+    for batch in [None, Some(0), Some(32)] {
+        let found = anchored(40).with_batch(batch).unwrap().log_density(&mode).double_value(&[0]);
+        assert!((found - prior).abs() < 1e-10, "{found} for {prior} with {batch:?}");
+    }
+}
+
+#[test]
+fn metropolis_ratios_in_f32_are_those_of_f64() {
+    // 50,000 rows: the plain log-density is −25,000, and f32 resolves 0.002 of it. The anchored one is good to what
+    // rounding makes of 50,000 logits near 1, 6e-8 · sqrt(50,000) = 1e-5, and of log q itself near 10, 1e-6.
+    let rows = 50_000;
+    let at = plain_of(rows, Kind::Double).laplace().unwrap();
+    let z = normal(&[16, FEATURES + 1], 2);
+    let x = (z.matmul(&at.factor.transpose(0, 1)) + &at.mode).to_kind(Kind::Float);
+    let ratios = |kind, x: &Tensor| {
+        let target = plain_of(rows, kind).with_anchor(&at.weights(), &at.weights_covariance(), 100).unwrap();
+        let value = target.log_density(x).to_kind(Kind::Double);
+        &value - value.get(0)
+    };
+    let exact = ratios(Kind::Double, &x.to_kind(Kind::Double));
+    let error = (ratios(Kind::Float, &x) - exact).abs().max().double_value(&[]);
+    assert!(error < 1e-4, "{error}");
+}
+
+/// Means over `draws` redraws of `of`, and their standard errors.
+fn mean_over_draws(target: &Logistic, draws: u64, of: impl Fn() -> Tensor) -> (Tensor, Tensor) {
+    let values: Vec<Tensor> = (0..draws)
+        .map(|draw| {
+            target.redraw(&mut Generator::new(4, Stream::MiniBatch, draw, 0));
+            of()
+        })
+        .collect();
+    let values = Tensor::stack(&values, 0);
+    (values.mean_dim(0i64, false, None), values.std_dim(0i64, true, false) / (draws as f64).sqrt())
+}
+
+#[track_caller]
+fn assert_unbiased((mean, error): (Tensor, Tensor), expected: &Tensor) {
+    // Components of the prior alone do not vary; they are equal but for the rounding of the mean.
+    let bound = &error * 4.0 + expected.abs() * 1e-12 + 1e-12;
+    let excess = (&mean - expected).abs() / bound;
+    assert!(excess.max().double_value(&[]) < 1.0, "{excess}");
+    assert!(error.max().double_value(&[]) > 0.0, "the draws are all the same");
+}
+
+#[test]
+fn mini_batch_estimates_are_unbiased() {
+    let x = near_mode(3, 2.0);
+    let constant = plain().log_density(&x) - anchored(0).log_density(&x);
+    for (target, exact) in [
+        (plain().with_batch(Some(20)).unwrap(), plain().log_density(&x)),
+        (anchored(40).with_batch(Some(20)).unwrap(), plain().log_density(&x) - constant),
+    ] {
+        let (score, product) = plain().score_and_product(&x, &mut |s| s.shallow_clone());
+        let expected = Tensor::cat(&[exact.unsqueeze(1), score, product], 1);
+        let estimate = || {
+            // The direction is the score itself: the product is unbiased because it has a batch of its own.
+            let (score, product) = target.score_and_product(&x, &mut |s| s.shallow_clone());
+            Tensor::cat(&[target.log_density(&x).unsqueeze(1), score, product], 1)
+        };
+        assert_unbiased(mean_over_draws(&target, 500, estimate), &expected);
+    }
+}
+
+#[test]
+fn anchor_takes_most_of_the_noise_out_of_a_mini_batch() {
+    // Near the mode a row deviates from its expansion by a third-order term, and from nothing by all of it.
+    let x = near_mode(3, 1.0);
+    let noise = |target: Logistic| {
+        let (_, error) = mean_over_draws(&target, 100, || target.score(&x));
+        error.max().double_value(&[])
+    };
+    let (without, with) =
+        (noise(plain().with_batch(Some(20)).unwrap()), noise(anchored(40).with_batch(Some(20)).unwrap()));
+    assert!(with < 0.1 * without, "{with} of {without}");
+}
+
+#[test]
+fn redraw_of_one_key_gives_one_estimate() {
+    let x = near_mode(2, 1.0);
+    let target = anchored(40).with_batch(Some(20)).unwrap();
+    let score = |iteration| {
+        target.redraw(&mut Generator::new(4, Stream::MiniBatch, iteration, 0));
+        target.score(&x)
+    };
+    let first = score(0);
+    assert_ne!(score(1), first);
+    assert_eq!(score(0), first);
+}
+
+#[test]
+fn surrogate_misses_terms_of_third_order_only() {
+    // Half the distance: an eighth of the error of the log-density and a quarter of that of the score, up to terms of
+    // fourth order. A tenth of a standard deviation makes those a few percent.
+    let errors = |distance: f64| {
+        let x = near_mode(1, distance);
+        let (surrogate, exact) = (anchored(0).with_batch(Some(0)).unwrap(), anchored(0));
+        let error = |a: Tensor, b: Tensor| (a - b).square().sum(None).sqrt().double_value(&[]);
+        (error(surrogate.log_density(&x), exact.log_density(&x)), error(surrogate.score(&x), exact.score(&x)))
+    };
+    let (far, near) = (errors(0.1), errors(0.05));
+    assert!((far.0 / near.0 - 8.0).abs() < 0.8, "{far:?} {near:?}");
+    assert!((far.1 / near.1 - 4.0).abs() < 0.4, "{far:?} {near:?}");
+}
+
+#[test]
+fn rows_of_an_evaluation_are_counted() {
+    assert_eq!((plain().row_count(), plain().rows_per_evaluation()), (ROWS, ROWS));
+    assert_eq!(anchored(40).rows_per_evaluation(), ROWS);
+    assert_eq!(anchored(40).with_batch(Some(64)).unwrap().rows_per_evaluation(), 104);
+    assert_eq!(plain().with_batch(Some(64)).unwrap().rows_per_evaluation(), 64);
+}
+
+#[test]
+fn laplace_has_a_zero_score_and_the_inverse_of_the_hessian() {
+    let at = laplace();
+    let plain = plain();
+    // One standard deviation from the mode the score is of order 1/sd, 10: zero is 1e-9 of that.
+    let score = plain.score(&at.mode.unsqueeze(0)).abs().max().double_value(&[]);
+    assert!(score < 1e-8, "{score}");
+    // Central differences of the score, step 1e-5: error of order 1e-10 of the Hessian's 100.
+    let step = Tensor::eye(FEATURES + 1, (Kind::Double, Device::Cpu)) * 1e-5;
+    let hessian = (plain.score(&(&at.mode + &step)) - plain.score(&(&at.mode - &step))) / 2e-5;
+    assert_close(&-Tensor::linalg_inv(&hessian), &at.covariance(), 1e-7);
+    assert_close(&at.factor, &at.factor.tril(0), 1e-15);
+}
+
+#[test]
+fn laplace_is_the_same_from_the_anchored_form_and_better_than_all_points_around() {
+    let at = laplace();
+    let again = anchored(40).with_batch(Some(0)).unwrap().laplace().unwrap();
+    assert_close(&again.mode, &at.mode, 1e-9);
+    let around = near_mode(200, 0.1);
+    let plain = plain();
+    let best = plain.log_density(&at.mode.unsqueeze(0)).double_value(&[0]);
+    assert!(plain.log_density(&around).max().double_value(&[]) < best);
+}
+
+#[test]
+fn laplace_is_found_for_separable_classes_and_collinear_indicators() {
+    // Without a prior neither has a mode: weights of separable classes go to infinity, and indicators that sum to the
+    // constant leave a direction in which nothing changes.
+    let number = Tensor::arange(60, (Kind::Int64, Device::Cpu));
+    let indicators: Vec<Tensor> =
+        (0..3).map(|class| number.remainder(3).eq(class).to_kind(Kind::Double)).collect();
+    let ones = Tensor::ones([60], (Kind::Double, Device::Cpu));
+    let x = Tensor::stack(&[&indicators[0], &indicators[1], &indicators[2], &ones], 1);
+    let y = number.remainder(3).eq(0).to_kind(Kind::Int64);
+    let target = Logistic::new(&x, &y, 0, PRIOR, Kind::Double, Device::Cpu, None).unwrap();
+    let at = target.laplace().unwrap();
+    let score = target.score(&at.mode.unsqueeze(0)).abs().max().double_value(&[]);
+    assert!(score < 1e-8, "{score}");
+    assert!(at.steps < 50, "{}", at.steps);
+}
+
+#[test]
+fn whitened_hessian_at_the_mode_is_minus_the_identity() {
+    let at = laplace();
+    let target = Whitened::new(plain(), &at.mode, &at.factor).unwrap();
+    let origin = Tensor::zeros([FEATURES + 1, FEATURES + 1], (Kind::Double, Device::Cpu));
+    let unit = Tensor::eye(FEATURES + 1, (Kind::Double, Device::Cpu));
+    let (score, hessian) = target.score_and_product(&origin, &mut |_| unit.shallow_clone());
+    assert!(score.abs().max().double_value(&[]) < 1e-8);
+    assert_close(&hessian, &-unit, 1e-9);
+}
+
+#[test]
+fn whitened_target_is_the_target_at_the_mapped_point() {
+    let at = laplace();
+    let target = Whitened::new(plain(), &at.mode, &at.factor).unwrap();
+    let y = normal(&[4, FEATURES + 1], 8);
+    let x = target.to_original(&y);
+    assert_close(&target.to_whitened(&x), &y, 1e-11);
+    assert_close(&target.log_density(&y), &plain().log_density(&x), 1e-13);
+    assert_score_holds(&target, &y);
+    assert_product_holds(&target, &y);
+    // A user's f32 samples come back as f32.
+    let small = y.to_kind(Kind::Float);
+    assert_eq!(target.score(&small).kind(), Kind::Float);
+    assert_close(&target.score(&small).to_kind(Kind::Double), &target.score(&y), 1e-5);
+}
+
+#[test]
+fn whitened_target_redraws_what_it_wraps() {
+    let at = laplace();
+    let inner = anchored(40).with_batch(Some(20)).unwrap();
+    let target = Whitened::new(inner, &at.mode, &at.factor).unwrap();
+    let y = normal(&[2, FEATURES + 1], 8);
+    let before = target.score(&y);
+    target.redraw(&mut Generator::new(4, Stream::MiniBatch, 0, 0));
+    assert_ne!(target.score(&y), before);
+    assert_eq!(target.target().rows_per_evaluation(), 60);
+}
+
+#[test]
+fn what_cannot_be_a_posterior_is_rejected() {
+    let (x, y) = data(20);
+    let new = |x: &Tensor, y: &Tensor, first_row, prior| {
+        let made = Logistic::new(x, y, first_row, prior, Kind::Double, Device::Cpu, None);
+        made.err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    assert_eq!(new(&x, &y, 0, PRIOR), "");
+    assert!(new(&x, &(&y + 1), 0, PRIOR).contains("0 or 1"));
+    assert!(new(&x, &y.narrow(0, 0, 19), 0, PRIOR).contains("20 rows"));
+    assert!(new(&x, &y, 1, PRIOR).contains("follow each other from 0"));
+    assert!(new(&x.narrow(0, 0, 0), &y.narrow(0, 0, 0), 0, PRIOR).contains("needs rows"));
+    assert!(new(&x, &y, 0, LogisticPrior { shape: 1.0, rate: 0.0 }).contains("above 0"));
+
+    let text =
+        |result: Result<Logistic, _>| result.err().map(|error: dft::target::TargetError| error.to_string());
+    assert!(text(plain().with_batch(Some(0))).unwrap().contains("give an anchor"));
+    let at = laplace();
+    let covariance = at.weights_covariance();
+    assert!(text(plain().with_anchor(&at.mode, &covariance, 0)).unwrap().contains("[5]"));
+    assert!(
+        text(plain().with_anchor(&at.weights(), &-&covariance, 0)).unwrap().contains("positive definite")
+    );
+    assert!(text(plain().with_anchor(&at.weights(), &covariance, 501)).unwrap().contains("at most all"));
+    assert!(text(anchored(0).with_anchor(&at.weights(), &covariance, 0)).unwrap().contains("already"));
+    assert!(Whitened::new(plain(), &at.mode, &at.factor.zeros_like()).is_err());
+    assert!(Whitened::new(plain(), &at.weights(), &at.factor).is_err());
+}
+
+#[test]
+fn rows_spread_over_ranks_give_the_posterior_of_all_rows() {
+    for ranks in [1, 2, 3] {
+        assert_all_passed(ranks, "body_spread");
+    }
+}
+
+/// Sums over ranks differ from those of one rank by the order of additions: 1e-11 relative.
+#[test]
+#[ignore = "a body: runs under mpirun"]
+fn body_spread() {
+    let world = World::start(DeviceRequest::Cpu, Some(1), StartOptions::default()).unwrap();
+    let (rank, size) = (world.rank as i64, world.size as i64);
+    // Ranges of different lengths, and the first rank's is the last.
+    let place = size - 1 - rank;
+    let bound = |place: i64| place * place * ROWS / (size * size);
+    let (first, end) = (bound(place), bound(place + 1));
+    let spread = || {
+        let (x, y) = data(ROWS);
+        let (x, y) = (x.narrow(0, first, end - first), y.narrow(0, first, end - first));
+        let ranks = Some(world.shared_collective());
+        Logistic::new(&x, &y, first, PRIOR, Kind::Double, Device::Cpu, ranks).unwrap()
+    };
+    let (at, of_all) = (spread().laplace().unwrap(), laplace());
+    assert_close(&at.mode, &of_all.mode, 1e-9);
+    assert_close(&at.factor, &of_all.factor, 1e-9);
+
+    let (w0, covariance) = (of_all.weights(), of_all.weights_covariance());
+    let forms: [&dyn Fn(Logistic) -> Logistic; 5] = [
+        &|target| target,
+        &|target| target.with_batch(Some(32)).unwrap(),
+        &|target| target.with_anchor(&w0, &covariance, 40).unwrap(),
+        &|target| target.with_anchor(&w0, &covariance, 40).unwrap().with_batch(Some(0)).unwrap(),
+        // More heavy rows than the smallest rank has.
+        &|target| target.with_anchor(&w0, &covariance, 200).unwrap().with_batch(Some(32)).unwrap(),
+    ];
+    // Each rank asks about points of its own.
+    let x = near_mode(3 * size, 1.0).narrow(0, 3 * rank, 3);
+    for form in forms {
+        let (spread, whole) = (form(spread()), form(plain()));
+        assert_eq!(spread.row_count(), whole.row_count());
+        assert_eq!(spread.rows_per_evaluation(), whole.rows_per_evaluation());
+        for iteration in 0..2 {
+            assert_close(&spread.log_density(&x), &whole.log_density(&x), 1e-11);
+            let (value, score) = spread.log_density_and_score(&x);
+            assert_close(&value, &whole.log_density(&x), 1e-11);
+            assert_close(&score, &whole.score(&x), 1e-11);
+            let found = spread.score_and_product(&x, &mut |s| s.tanh());
+            let expected = whole.score_and_product(&x, &mut |s| s.tanh());
+            assert_close(&found.0, &expected.0, 1e-11);
+            assert_close(&found.1, &expected.1, 1e-11);
+            for target in [&spread, &whole] {
+                target.redraw(&mut Generator::new(4, Stream::MiniBatch, iteration, 0));
+            }
+        }
+    }
+}
+
+#[test]
+fn autograd_over_several_ranks_is_refused() {
+    let job = support::run_body(2, "body_autograd", &[]);
+    assert_ne!(job.code, 0);
+    assert!(job.output.contains("autograd does not follow a sum over 2 ranks"), "{}", job.output);
+}
+
+#[test]
+#[ignore = "a body: runs under mpirun"]
+fn body_autograd() {
+    let world = World::start(DeviceRequest::Cpu, Some(1), StartOptions::default()).unwrap();
+    let (x, y) = data(ROWS);
+    let first = world.rank as i64 * ROWS;
+    let ranks = Some(world.shared_collective());
+    let target = Logistic::new(&x, &y, first, PRIOR, Kind::Double, Device::Cpu, ranks).unwrap();
+    let _ = target.log_density(&near_mode(2, 1.0).set_requires_grad(true));
+}
