@@ -43,6 +43,7 @@ pub enum Stream {
 }
 
 /// A generator for one (run, stream, iteration, shard).
+#[derive(Clone)]
 pub struct Generator(ChaCha8Rng);
 
 impl Generator {

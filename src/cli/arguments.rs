@@ -55,6 +55,11 @@ pub enum Command {
     Sample(Sample),
     /// Score a trained sampler beside annealed Langevin on the same energy.
     Evaluate(Evaluate),
+    /// Draw reference samples of a posterior: long chains, run until they agree.
+    ///
+    /// They are kept in a file that the posterior names, for `dft train` and `dft compare` to measure against, and open
+    /// in ArviZ. A posterior that has its reference already is not sampled again.
+    Reference(Reference),
     /// Compare methods on targets: trained samplers and Markov chains at equal cost, each beside its floor.
     ///
     /// Ranks share the runs among them. The command can be stopped and given again: it does what is missing, and
@@ -126,6 +131,16 @@ pub struct Sample {
     /// Where to compute.
     #[arg(long, value_enum, default_value_t = DeviceRequest::Auto)]
     pub device: DeviceRequest,
+}
+
+/// `dft reference`.
+#[derive(Debug, Args)]
+pub struct Reference {
+    /// Configuration of `dft train` with target.kind = "logistic", e.g. configs/covertype.toml.
+    pub config: PathBuf,
+    /// Set a key of the configuration, e.g. --set target.split=3. Can be repeated.
+    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    pub set: Vec<String>,
 }
 
 /// `dft evaluate`.

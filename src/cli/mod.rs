@@ -11,6 +11,7 @@ mod fit_record;
 mod metrics;
 mod plot;
 mod progress;
+mod reference;
 mod run_directory;
 mod run_observer;
 mod run_record;
@@ -41,6 +42,7 @@ pub fn main() -> ExitCode {
         Command::FitFeatures(fit) => fit_features::run(&fit),
         Command::Sample(sample) => sample::run(&sample),
         Command::Evaluate(evaluate) => evaluate::run(&evaluate),
+        Command::Reference(posterior) => reference::run(&posterior),
         Command::Compare(comparison) => compare::run(&comparison),
         Command::Plot(plot) => plot::run(&plot),
         Command::Doctor(check) => doctor::run(check.device, check.threads, check.share_gpus)

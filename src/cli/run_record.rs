@@ -53,6 +53,7 @@ pub fn target_name(target: &TargetSection) -> &'static str {
         TargetSection::Gmm40 {} => "gmm40",
         TargetSection::Ring { .. } => "ring",
         TargetSection::Mixture { .. } => "mixture",
+        TargetSection::Logistic(_) => "logistic",
         TargetSection::Energy { .. } => "energy",
         TargetSection::Torchscript { .. } => "torchscript",
     }

@@ -30,7 +30,7 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
     file.run.directory = arguments.run.clone().or(file.run.directory);
     let world = &session.world;
     let plan = session.prepare(file.check(world.size))?;
-    let networks = session.prepare(Networks::build(&plan, world.device))?;
+    let networks = session.prepare(Networks::build(&plan, world))?;
     let inputs =
         session.prepare(Inputs::load(&plan.file.evaluate, networks.target.target(), world.device))?;
     let target = networks.target.target();

@@ -18,7 +18,7 @@ pub use compare::{
 };
 pub use fit::{EnergyFile, EnergyPlan, EnergySection, FeaturesFile, FeaturesPlan, FitSection};
 pub use load::{ConfigError, load, parse};
-pub use logistic::Scaling;
+pub use logistic::{LogisticSection, Scaling};
 pub use mcmc::{
     HmcSettings, MalaSettings, McmcSection, NutsSettings, SgldSettings, StepSizes, SvgdSettings, UlaSettings,
 };

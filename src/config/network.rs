@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::load::ConfigError;
+use super::logistic::LogisticSection;
 use super::run::require;
 
 /// Which network computes an energy.
@@ -106,6 +107,8 @@ pub enum TargetSection {
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         weights: Vec<f64>,
     },
+    /// The posterior of a logistic regression.
+    Logistic(LogisticSection),
     /// An energy network of ours: q = exp(−E).
     Energy {
         /// Weights written by `dft fit-energy`.
@@ -167,6 +170,7 @@ impl TargetSection {
                     ),
                 ])
             }
+            TargetSection::Logistic(section) => section.check(),
             TargetSection::Ring { modes, radius, deviation } => require(&[
                 (*modes >= 1, "target.modes", &modes.to_string(), "1 or more"),
                 (is_length(*radius), "target.radius", &radius.to_string(), "a length above 0"),

@@ -161,6 +161,8 @@ pub struct EvaluateSection {
     /// Independent sets of `samples` points that KSD, MMD, Wasserstein distances, mode fractions and moments are
     /// measured on, each the mean over the sets; 0 means none of these. For targets on vectors.
     pub point_sets: usize,
+    /// Directory of the reference draws that samples of a posterior are measured against; see `dft reference`.
+    pub references: PathBuf,
     /// Features of the Fréchet distance.
     pub features: Features,
     /// Weights of the LeNet-5.
@@ -182,6 +184,7 @@ impl Default for EvaluateSection {
             every: 0,
             samples: 1000,
             point_sets: 0,
+            references: PathBuf::from("data/references"),
             features: Features::None,
             features_file: None,
             data: PathBuf::from("data/mnist"),

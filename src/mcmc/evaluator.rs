@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use tch::Tensor;
 
+use crate::rng::Generator;
 use crate::target::Target;
 
 /// Evaluates a target at flat rows `[N, D]` and counts one evaluation a row.
@@ -20,6 +21,11 @@ impl<'a> Evaluator<'a> {
     /// Evaluations so far.
     pub(super) fn count(&self) -> u64 {
         self.count.get()
+    }
+
+    /// Draws the mini-batches of the next evaluations, where the target is estimated.
+    pub(super) fn redraw(&self, generator: &mut Generator) {
+        self.target.redraw(generator);
     }
 
     /// Score `[N, D]` at `x` `[N, D]`.

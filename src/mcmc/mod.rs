@@ -14,10 +14,12 @@ mod noise;
 mod nuts;
 mod run;
 mod snapshots;
+mod surrogate;
 mod svgd;
 
 pub use annealed::AnnealedLangevin;
 pub use run::McmcRun;
+pub use surrogate::Surrogate;
 
 /// Why a baseline cannot run.
 #[derive(Debug, thiserror::Error)]

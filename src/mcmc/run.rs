@@ -16,7 +16,7 @@ use super::nuts::Nuts;
 use super::snapshots::Snapshots;
 use super::svgd::Svgd;
 use crate::config::{ConfigError, McmcSection, StepSizes};
-use crate::rng::Generator;
+use crate::rng::{Generator, Stream};
 use crate::target::Target;
 
 /// States of all chains that are kept: with these, 16 in the second half are always distinct and equally spaced.
@@ -30,6 +30,8 @@ pub struct McmcRun<'a> {
     target: Rc<Evaluator<'a>>,
     kernel: Box<dyn Kernel + 'a>,
     noise: Noise,
+    /// Of the mini-batches, where the target is estimated.
+    seed: u64,
     snapshots: Snapshots,
     /// N: rows of a set of draws.
     set: i64,
@@ -56,7 +58,8 @@ impl<'a> McmcRun<'a> {
         section.check("mcmc")?;
         let start = checked_start(start, target)?;
         let target = Rc::new(Evaluator::new(target));
-        let mut noise = Noise::new(generator, &start);
+        let mut noise = Noise::new(generator.clone(), &start);
+        let generator_seed = Noise::new(generator, &start).seed();
         let kernel: Box<dyn Kernel + 'a> = match section {
             McmcSection::Ula(s) => Box::new(Langevin::unadjusted(&start, single(&s.step_size)?)),
             McmcSection::Sgld(s) => Box::new(Langevin::falling(&start, single(&s.step_size)?, s)),
@@ -77,6 +80,7 @@ impl<'a> McmcRun<'a> {
         Ok(McmcRun {
             target,
             kernel,
+            seed: generator_seed,
             noise,
             snapshots: Snapshots::new(SNAPSHOTS * per_set(set, rows) as usize),
             set,
@@ -107,6 +111,9 @@ impl<'a> McmcRun<'a> {
             && seconds.is_none_or(|most| self.seconds < most)
         {
             let is_adapting = self.kernel.is_adapting();
+            if self.kernel.takes_estimates() {
+                self.target.redraw(&mut Generator::new(self.seed, Stream::MiniBatch, self.steps, 0));
+            }
             self.kernel.step(&self.target, &mut self.noise)?;
             self.steps += 1;
             if is_adapting && !self.kernel.is_adapting() {

@@ -1,9 +1,12 @@
 //! A target as training sees it: at a noise level, optionally tempered.
 
-use tch::{Device, Kind, Tensor};
+use std::rc::Rc;
+
+use tch::{Kind, Tensor};
 
 use super::smoothed::smoothed_score;
-use super::{EnergyTarget, Target, TargetError, TorchScriptTarget, load_exact};
+use super::{EnergyTarget, LogisticProblem, Target, TargetError, TorchScriptTarget, load_exact};
+use crate::comm::World;
 use crate::config::TargetSection;
 use crate::model::per_row;
 
@@ -15,20 +18,26 @@ use crate::model::per_row;
 pub struct TargetAtLevel {
     target: Box<dyn Target>,
     tempered_from: Option<f64>,
+    problem: Option<Rc<LogisticProblem>>,
 }
 
 impl TargetAtLevel {
     /// `tempered_from` is sigma0, or `None` for the same density at every level.
     pub fn new(target: Box<dyn Target>, tempered_from: Option<f64>) -> Self {
-        TargetAtLevel { target, tempered_from }
+        TargetAtLevel { target, tempered_from, problem: None }
     }
 
-    /// Loads the target that a configuration describes.
+    /// Loads the target that a configuration describes, for the ranks of `world`; `seed` is that of the run, for data
+    /// that are split by it.
     ///
     /// # Errors
-    /// If its file or its definition cannot be used.
-    pub fn load(section: &TargetSection, device: Device) -> Result<Self, TargetError> {
+    /// If its file, its data or its definition cannot be used.
+    pub fn load(section: &TargetSection, seed: u64, world: &World) -> Result<Self, TargetError> {
+        let device = world.device;
         Ok(match section {
+            TargetSection::Logistic(section) => {
+                Self::of_problem(Rc::new(LogisticProblem::load(section, seed, world)?))?
+            }
             TargetSection::Energy { file, tempered } => {
                 let energy = EnergyTarget::load(file, device)?;
                 let level = tempered.then(|| energy.sigma0());
@@ -40,6 +49,24 @@ impl TargetAtLevel {
             }
             closed_form => Self::new(load_exact(closed_form, Kind::Float, device)?, None),
         })
+    }
+
+    /// The posterior of a regression, as its section has it.
+    ///
+    /// # Errors
+    /// If its rows cannot be used in that form.
+    pub fn of_problem(problem: Rc<LogisticProblem>) -> Result<Self, TargetError> {
+        Ok(TargetAtLevel { target: problem.target()?, tempered_from: None, problem: Some(problem) })
+    }
+
+    /// The regression whose posterior this is, if it is one.
+    pub fn problem(&self) -> Option<&Rc<LogisticProblem>> {
+        self.problem.as_ref()
+    }
+
+    /// What one evaluation costs: 1, or less where it is estimated from a part of the data.
+    pub fn cost(&self) -> f64 {
+        self.problem.as_ref().map_or(1.0, |problem| problem.cost())
     }
 
     /// The target itself.

@@ -46,6 +46,11 @@ pub fn load_exact(
         TargetSection::Mixture { means, deviations, weights } => {
             Box::new(Mixture::new(means, deviations.values(), weights, kind, device)?)
         }
+        TargetSection::Logistic(_) => {
+            return Err(TargetError::Invalid(
+                "a posterior comes with data, which LogisticProblem::load reads".to_string(),
+            ));
+        }
         TargetSection::Energy { file, .. } => Box::new(EnergyTarget::load(file, device)?),
         TargetSection::Torchscript { file, shape, .. } => {
             Box::new(TorchScriptTarget::load(file, shape, device)?)

@@ -21,7 +21,7 @@ pub use energy::EnergyTarget;
 pub use gaussian::Gaussian;
 pub use level::{StartingGaussian, TargetAtLevel, TargetOnPath};
 pub use load::load_exact;
-pub use logistic::{Laplace, Logistic, LogisticPrior};
+pub use logistic::{Laplace, Logistic, LogisticPrior, LogisticProblem};
 pub use mixture::Mixture;
 pub use torchscript::TorchScriptTarget;
 pub use whitened::Whitened;

@@ -1,7 +1,6 @@
 //! Turns a plan into a target and networks, before any work is done.
 
-use tch::Device;
-
+use crate::comm::World;
 use crate::config::{EnergyKind, Plan, SamplerKind, ScoreKind, Start, TargetSection};
 use crate::model::{Parameters, SamplerNetwork, SamplerSpec, ScoreNetwork, ScoreSpec};
 use crate::target::{EnergyTarget, TargetAtLevel, TargetError};
@@ -34,8 +33,8 @@ impl Networks {
     ///
     /// # Errors
     /// If the target cannot be used, or a network does not fit it.
-    pub fn build(plan: &Plan, device: Device) -> Result<Self, SetupError> {
-        let file = &plan.file;
+    pub fn build(plan: &Plan, world: &World) -> Result<Self, SetupError> {
+        let (file, device) = (&plan.file, world.device);
         let starts = [file.sampler.start, file.score.start];
         let (target, energy_parameters) = match (&file.target, starts.contains(&Start::Energy)) {
             (TargetSection::Energy { file, tempered }, true) => {
@@ -52,7 +51,7 @@ impl Networks {
                         .into(),
                 ));
             }
-            (section, false) => (TargetAtLevel::load(section, device)?, None),
+            (section, false) => (TargetAtLevel::load(section, file.run.seed, world)?, None),
         };
         let shape = target.target().shape().to_vec();
         if file.method.smoothing > 0 && (shape.len() != 1 || target.tempered_from().is_some()) {

@@ -17,7 +17,7 @@ use crate::comm::World;
 use crate::config::{Plan, Schedule, ScoreBase};
 use crate::method::{FieldValue, Perturbed, ScoreAt, sampler_field, score_loss, score_loss_and_products};
 use crate::model::Base;
-use crate::rng::{Shards, Stream};
+use crate::rng::{Generator, Shards, Stream};
 use crate::target::{StartingGaussian, TargetOnPath};
 
 /// A request to stop at the next iteration boundary, set from a signal handler.
@@ -209,6 +209,12 @@ impl<'a> Trainer<'a> {
         self.networks.target.on_path(start, self.plan.file.method.target_weight(fraction))
     }
 
+    /// Draws the rows of data that the target is estimated from, the same on all ranks.
+    fn redraw(&self, state: &State) {
+        let key = (self.plan.file.run.seed, Stream::MiniBatch, state.iteration);
+        self.networks.target.target().redraw(&mut Generator::new(key.0, key.1, key.2, 0));
+    }
+
     /// Every rank has as many rows, so the evaluations of all ranks are known without asking.
     fn count(&self, state: &mut State, evaluations: i64) {
         state.target_evaluations += evaluations as u64 * self.world.size as u64;
@@ -254,6 +260,7 @@ impl<'a> Trainer<'a> {
         let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);
         let at = self.perturb_for_field(&x0, &draw, state.iteration);
         let network = (&self.networks.score, state.score.frozen());
+        self.redraw(state);
         let value = self.field(state, fraction, &x0, &at, &mut |base, wants| {
             ScoreAt::evaluate(network, &at, base, wants)
         });
@@ -279,6 +286,7 @@ impl<'a> Trainer<'a> {
         let at = self.perturb_for_field(&x0, &draw, state.iteration);
         let rows = self.global_rows(&at);
         let network = (&self.networks.score, state.score.tracked());
+        self.redraw(state);
         let mut score_loss = None;
         let value = self.field(state, fraction, &x0, &at, &mut |base, wants_product| {
             let (loss, score) = score_loss_and_products(section, network, &at, base, rows, wants_product);

@@ -73,8 +73,8 @@ pub fn load_targets(plan: &ComparePlan, device: Device) -> Result<Vec<LoadedTarg
 ///
 /// # Errors
 /// If a network does not fit its target.
-pub fn try_networks(plan: &ComparePlan, device: Device) -> Result<(), SetupError> {
-    plan.train_plans().try_for_each(|plan| Networks::build(plan, device).map(|_| ()))
+pub fn try_networks(plan: &ComparePlan, world: &World) -> Result<(), SetupError> {
+    plan.train_plans().try_for_each(|plan| Networks::build(plan, world).map(|_| ()))
 }
 
 /// A method on a target with a seed, by their numbers in the configuration.
@@ -230,7 +230,7 @@ impl<'a> Bench<'a> {
             return Ok(Some(rows));
         }
         let world = self.world;
-        let networks = Networks::build(&plan, world.device)?;
+        let networks = Networks::build(&plan, world)?;
         let mut state = State::initial(&plan, &networks, world.device);
         let directory = continue_or_start(home, &plan, &mut state)?;
         let record = start_record(home, world, &plan, &state)?;

@@ -37,7 +37,7 @@ pub fn run(arguments: &Compare) -> Result<(), Exit> {
     let world = &session.world;
     let plan = session.prepare(file.check())?;
     let targets = session.prepare(job::load_targets(&plan, world.device))?;
-    session.prepare(job::try_networks(&plan, world.device))?;
+    session.prepare(job::try_networks(&plan, world))?;
     let stop = session.prepare(watch_signals())?;
     let directory = plan.file.directory();
     // Held to the end: no second comparison in the same directory.

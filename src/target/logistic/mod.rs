@@ -16,6 +16,7 @@
 mod batch;
 mod expansion;
 mod laplace;
+mod load;
 mod prior;
 mod ranks;
 mod rows;
@@ -25,6 +26,7 @@ use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
 
 pub use laplace::Laplace;
+pub use load::LogisticProblem;
 pub use prior::LogisticPrior;
 
 use self::batch::{Numbering, Sum};

@@ -1,0 +1,176 @@
+//! From a configuration to a posterior with its data.
+
+use tch::{Device, Kind, Tensor};
+
+use super::{Laplace, Logistic, LogisticPrior};
+use crate::comm::{SharedCollective, World};
+use crate::config::LogisticSection;
+use crate::data::{Design, load_covertype, load_csv};
+use crate::target::{Target, TargetError, Whitened};
+
+/// The posterior of a logistic regression with what belongs to it: rows to test on, and its Laplace approximation.
+///
+/// Every rank has the rows of its own part of the training split.
+pub struct LogisticProblem {
+    section: LogisticSection,
+    plain: Rows,
+    test: Rows,
+    device: Device,
+    /// Training rows of all ranks.
+    row_count: i64,
+    laplace: Laplace,
+    ranks: Option<SharedCollective>,
+}
+
+/// A part of the data: `x` `[N, d]`, `y` `[N]`, and the number of its first row.
+struct Rows {
+    x: Tensor,
+    y: Tensor,
+    first: i64,
+}
+
+/// How the likelihood of a problem is summed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// As the section says.
+    Configured,
+    /// Over all rows.
+    Exact,
+    /// Over the heavy rows, the others expanded to second order.
+    Surrogate,
+}
+
+impl LogisticProblem {
+    /// Reads the data, splits them by the seed `split` unless the section has one of its own, and finds the mode, over
+    /// all ranks of `world`.
+    ///
+    /// # Errors
+    /// If the data cannot be used, or Newton's method does not find a mode.
+    pub fn load(section: &LogisticSection, split: u64, world: &World) -> Result<Self, TargetError> {
+        // What is wrong with the data is wrong on all ranks, which read the same: none waits for another below.
+        let design = design(section, split).map_err(|error| TargetError::Invalid(format!("{error:#}")))?;
+        let rows = design.train_x.size()[0];
+        let bound = |rank: usize| rows * rank as i64 / world.size as i64;
+        let (first, end) = (bound(world.rank), bound(world.rank + 1));
+        let own = |t: &Tensor| {
+            let own = t.narrow(0, first, end - first);
+            // A copy where others hold the rest, so that this rank lets go of it.
+            if world.size == 1 { own } else { own.copy() }
+        };
+        let plain = Rows { x: own(&design.train_x), y: own(&design.train_y), first };
+        let test = Rows { x: design.test_x, y: design.test_y, first: 0 };
+        let ranks = (world.size > 1).then(|| world.shared_collective());
+        let likelihood = Logistic::new(
+            &plain.x,
+            &plain.y,
+            plain.first,
+            prior(section),
+            Kind::Float,
+            world.device,
+            ranks.clone(),
+        )?;
+        let laplace = likelihood.laplace()?;
+        Ok(LogisticProblem {
+            section: section.clone(),
+            plain,
+            test,
+            device: world.device,
+            row_count: rows,
+            laplace,
+            ranks,
+        })
+    }
+
+    /// The target as the configuration has it: whitened or not, over all rows or mini-batches.
+    ///
+    /// # Errors
+    /// If the rows cannot be used in this form.
+    pub fn target(&self) -> Result<Box<dyn Target>, TargetError> {
+        let likelihood = self.likelihood(Form::Configured)?;
+        Ok(if self.section.whiten { Box::new(self.whitened(likelihood)?) } else { Box::new(likelihood) })
+    }
+
+    /// The target over all rows, whitened.
+    ///
+    /// # Errors
+    /// If the rows cannot be used in this form.
+    pub fn exact(&self) -> Result<Whitened<Logistic>, TargetError> {
+        self.whitened(self.likelihood(Form::Exact)?)
+    }
+
+    /// The whitened target with all but the heavy rows expanded to second order around the mode: close to
+    /// [`exact`](Self::exact), and cheap.
+    ///
+    /// # Errors
+    /// If the rows cannot be used in this form.
+    pub fn surrogate(&self) -> Result<Whitened<Logistic>, TargetError> {
+        self.whitened(self.likelihood(Form::Surrogate)?)
+    }
+
+    fn likelihood(&self, form: Form) -> Result<Logistic, TargetError> {
+        let Rows { x, y, first } = &self.plain;
+        let ranks = self.ranks.clone();
+        let plain = Logistic::new(x, y, *first, prior(&self.section), Kind::Float, self.device, ranks)?;
+        if form == Form::Configured && !self.section.control_variate {
+            return plain.with_batch(self.section.batch);
+        }
+        let heavy = self.section.heavy_rows.min(plain.row_count() as usize);
+        let anchored =
+            plain.with_anchor(&self.laplace.weights(), &self.laplace.weights_covariance(), heavy)?;
+        anchored.with_batch(match form {
+            Form::Configured => self.section.batch,
+            Form::Exact => None,
+            Form::Surrogate => Some(0),
+        })
+    }
+
+    fn whitened(&self, target: Logistic) -> Result<Whitened<Logistic>, TargetError> {
+        Whitened::new(target, &self.laplace.mode, &self.laplace.factor)
+    }
+
+    /// The Laplace approximation of (w, log alpha).
+    pub fn laplace(&self) -> &Laplace {
+        &self.laplace
+    }
+
+    /// y = L⁻¹ (x − mode) `[B, D]` of parameters `x` `[B, D]`, in f64: in units of the Laplace approximation.
+    pub fn to_whitened(&self, x: &Tensor) -> Tensor {
+        let centred = (x.to_kind(Kind::Double) - &self.laplace.mode).transpose(0, 1);
+        let y = self.laplace.factor.linalg_solve_triangular(&centred, false, true, false);
+        y.transpose(0, 1).contiguous()
+    }
+
+    /// x = mode + L y `[B, D]` of whitened `y` `[B, D]`, in f64.
+    pub fn to_original(&self, y: &Tensor) -> Tensor {
+        y.to_kind(Kind::Double).matmul(&self.laplace.factor.transpose(0, 1)) + &self.laplace.mode
+    }
+
+    /// Held-out rows `[N, d]`, the last column of ones, and their labels `[N]`, 0 or 1, on the CPU.
+    pub fn test(&self) -> (&Tensor, &Tensor) {
+        (&self.test.x, &self.test.y)
+    }
+
+    /// What an evaluation of [`target`](Self::target) costs, in evaluations over all rows: rows over rows.
+    pub fn cost(&self) -> f64 {
+        let Some(batch) = self.section.batch else { return 1.0 };
+        let heavy = if self.section.control_variate { self.section.heavy_rows as i64 } else { 0 };
+        (heavy.min(self.row_count) + batch as i64) as f64 / self.row_count as f64
+    }
+
+    /// What an evaluation of [`surrogate`](Self::surrogate) costs, in evaluations over all rows.
+    pub fn surrogate_cost(&self) -> f64 {
+        (self.section.heavy_rows as i64).min(self.row_count) as f64 / self.row_count as f64
+    }
+}
+
+fn prior(section: &LogisticSection) -> LogisticPrior {
+    LogisticPrior { shape: section.prior_shape, rate: section.prior_rate }
+}
+
+fn design(section: &LogisticSection, split: u64) -> anyhow::Result<Design> {
+    let table = match (section.csv(), &section.label) {
+        (Some(path), Some(label)) => load_csv(path, label, section.positive.as_deref())?,
+        _ => load_covertype(&section.data)?,
+    };
+    Design::new(&table, section.scaling, section.test_fraction, section.split.unwrap_or(split))
+}
