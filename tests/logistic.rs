@@ -180,6 +180,32 @@ fn metropolis_ratios_in_f32_are_those_of_f64() {
     assert!(error < 1e-4, "{error}");
 }
 
+#[test]
+fn score_and_product_in_f32_are_those_of_f64() {
+    // Through the whitened target, so the numbers are of order 1: a row's rounding of 6e-8 times sqrt(20,000) rows,
+    // times a standard deviation of 1/sqrt(20,000).
+    let rows = 20_000;
+    let at = plain_of(rows, Kind::Double).laplace().unwrap();
+    let y = normal(&[8, FEATURES + 1], 2);
+    let v = normal(&[8, FEATURES + 1], 3);
+    let derivatives = |target: Logistic, kind| {
+        let target = Whitened::new(target, &at.mode, &at.factor).unwrap();
+        let (score, product) =
+            target.score_and_product(&y.to_kind(kind), &mut |score| v.to_kind(score.kind()));
+        assert_eq!((score.kind(), product.kind()), (kind, kind));
+        Tensor::cat(&[score, product], 1).to_kind(Kind::Double)
+    };
+    let (w0, covariance) = (at.weights(), at.weights_covariance());
+    let forms: [&dyn Fn(Logistic) -> Logistic; 3] =
+        [&|target| target, &|target| target.with_anchor(&w0, &covariance, 100).unwrap(), &|target| {
+            target.with_anchor(&w0, &covariance, 100).unwrap().with_batch(Some(500)).unwrap()
+        }];
+    for form in forms {
+        let exact = derivatives(form(plain_of(rows, Kind::Double)), Kind::Double);
+        assert_close(&derivatives(form(plain_of(rows, Kind::Float)), Kind::Float), &exact, 1e-5);
+    }
+}
+
 /// Means over `draws` redraws of `of`, and their standard errors.
 fn mean_over_draws(target: &Logistic, draws: u64, of: impl Fn() -> Tensor) -> (Tensor, Tensor) {
     let values: Vec<Tensor> = (0..draws)
@@ -203,11 +229,12 @@ fn assert_unbiased((mean, error): (Tensor, Tensor), expected: &Tensor) {
 
 #[test]
 fn mini_batch_estimates_are_unbiased() {
+    // Two rows a batch: what score and product would have in common, were they of one batch, is then largest.
     let x = near_mode(3, 2.0);
     let constant = plain().log_density(&x) - anchored(0).log_density(&x);
     for (target, exact) in [
-        (plain().with_batch(Some(20)).unwrap(), plain().log_density(&x)),
-        (anchored(40).with_batch(Some(20)).unwrap(), plain().log_density(&x) - constant),
+        (plain().with_batch(Some(2)).unwrap(), plain().log_density(&x)),
+        (anchored(40).with_batch(Some(2)).unwrap(), plain().log_density(&x) - constant),
     ] {
         let (score, product) = plain().score_and_product(&x, &mut |s| s.shallow_clone());
         let expected = Tensor::cat(&[exact.unsqueeze(1), score, product], 1);
@@ -216,7 +243,7 @@ fn mini_batch_estimates_are_unbiased() {
             let (score, product) = target.score_and_product(&x, &mut |s| s.shallow_clone());
             Tensor::cat(&[target.log_density(&x).unsqueeze(1), score, product], 1)
         };
-        assert_unbiased(mean_over_draws(&target, 500, estimate), &expected);
+        assert_unbiased(mean_over_draws(&target, 4000, estimate), &expected);
     }
 }
 
@@ -284,6 +311,18 @@ fn laplace_has_a_zero_score_and_the_inverse_of_the_hessian() {
 }
 
 #[test]
+fn laplace_of_rows_in_f32_is_still_in_f64() {
+    // 20,000 rows that f32 holds exactly: the mode is that of f64, and weights rounded to f32 are 1e-8 away from it.
+    let (x, y) = data(20_000);
+    let x = x.to_kind(Kind::Float);
+    let mode = |kind| {
+        let target = Logistic::new(&x, &y, 0, PRIOR, kind, Device::Cpu, None).unwrap();
+        target.laplace().unwrap().mode
+    };
+    assert_close(&mode(Kind::Float), &mode(Kind::Double), 1e-13);
+}
+
+#[test]
 fn laplace_is_the_same_from_the_anchored_form_and_better_than_all_points_around() {
     let at = laplace();
     let again = anchored(40).with_batch(Some(0)).unwrap().laplace().unwrap();
@@ -319,7 +358,8 @@ fn whitened_hessian_at_the_mode_is_minus_the_identity() {
     let unit = Tensor::eye(FEATURES + 1, (Kind::Double, Device::Cpu));
     let (score, hessian) = target.score_and_product(&origin, &mut |_| unit.shallow_clone());
     assert!(score.abs().max().double_value(&[]) < 1e-8);
-    assert_close(&hessian, &-unit, 1e-9);
+    // The factor is of the search's last point, within 1e-7 standard deviations of the mode.
+    assert_close(&hessian, &-unit, 1e-7);
 }
 
 #[test]

@@ -2,10 +2,9 @@
 
 use tch::{Kind, Tensor};
 
+use super::expansion::Expansion;
 use super::{Logistic, invalid};
 use crate::target::TargetError;
-
-use super::expansion::Expansion;
 
 /// The Gaussian approximation of a posterior at its mode, all in f64.
 #[derive(Debug)]
@@ -147,8 +146,8 @@ fn newton(gradient: &Tensor, precision: &Tensor) -> Option<Step> {
     decrement.is_finite().then_some(Step { step, decrement })
 }
 
-/// The end of the search, at a point so near to the mode that one more `step` is right to all digits, and that the
-/// curvature is the mode's.
+/// The end of the search, within 1e-7 standard deviations of the mode: one more `step` makes that 1e-14, and the
+/// curvature is the mode's to about 1e-7.
 fn laplace_at(point: &Point, step: &Tensor, steps: usize) -> Result<Laplace, TargetError> {
     let covariance = Tensor::linalg_inv(&point.precision);
     let symmetric = (&covariance + covariance.transpose(0, 1)) * 0.5;
