@@ -5,6 +5,7 @@
 
 mod compare;
 mod fit;
+mod fitted;
 mod load;
 mod logistic;
 mod mcmc;
@@ -17,6 +18,7 @@ pub use compare::{
     Budget, CompareFile, ComparePlan, CompareRunSection, MethodEntry, PointScoreSection, TargetEntry,
 };
 pub use fit::{EnergyFile, EnergyPlan, EnergySection, FeaturesFile, FeaturesPlan, FitSection};
+pub use fitted::{FittedSection, MeanFieldSettings};
 pub use load::{ConfigError, load, parse};
 pub use logistic::{LogisticSection, Scaling};
 pub use mcmc::{

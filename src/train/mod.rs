@@ -1,5 +1,6 @@
 //! Training: the loop that alternates score and sampler updates, and the fits of an energy and of a
-//! classifier's features. Scores and records of a run are the observer's business, not the loop's.
+//! classifier's features; and the mean-field Gaussian that samplers are compared with. Scores and records of a run are
+//! the observer's business, not the loop's.
 
 mod adam;
 mod average;
@@ -9,6 +10,7 @@ mod clip;
 mod energy;
 mod features;
 mod fit;
+mod mean_field;
 mod observer;
 mod reduce;
 mod run;
@@ -22,6 +24,7 @@ pub use checkpoint::latest as latest_checkpoint;
 pub use clip::RunningNorm;
 pub use energy::fit_energy;
 pub use features::{accuracy, fit_features};
+pub use mean_field::{MeanField, MeanFieldError};
 pub use observer::{Event, FitRow, Observer, Row};
 pub use reduce::{Reduced, reduce};
 pub use run::{Outcome, Stop, run};
