@@ -1,7 +1,6 @@
 //! Reference draws of a posterior: long chains, run until they agree, and kept in a file.
 
 use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -14,7 +13,7 @@ use super::arguments::Reference;
 use super::progress::Progress;
 use super::session::{Exit, Session};
 use crate::config::{HmcSettings, LogisticSection, McmcSection, TargetSection, TrainFile, load};
-use crate::data::Dataset;
+use crate::data::{Dataset, file_sha256};
 use crate::mcmc::{McmcRun, Surrogate};
 use crate::metric::diagnose;
 use crate::record::{Attribute, RunFile, RunReader};
@@ -105,15 +104,7 @@ fn key(posterior: &LogisticSection) -> Result<String> {
     match posterior.csv() {
         None => digest.update(Dataset::Covertype.files()[0].sha256),
         Some(path) => {
-            let mut file =
-                fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-            let mut block = vec![0; 1 << 16];
-            loop {
-                match file.read(&mut block)? {
-                    0 => break,
-                    read => digest.update(&block[..read]),
-                }
-            }
+            digest.update(file_sha256(path).with_context(|| format!("cannot read {}", path.display()))?)
         }
     }
     Ok(format!("{:x}", digest.finalize()))
@@ -126,11 +117,14 @@ pub fn run(arguments: &Reference) -> Result<(), Exit> {
     let world = &session.world;
     let plan = session.prepare(file.check(1))?;
     let TargetSection::Logistic(section) = &plan.file.target else {
-        return session.prepare(Err("a reference is for target.kind = \"logistic\"; other targets have exact samples"));
+        return session
+            .prepare(Err("a reference is for target.kind = \"logistic\"; other targets have exact samples"));
     };
     session.prepare(match world.size {
         1 => Ok(()),
-        size => Err(format!("{size} ranks, and one is wanted: its threads have all cores; start it without a launcher")),
+        size => Err(format!(
+            "{size} ranks, and one is wanted: its threads have all cores; start it without a launcher"
+        )),
     })?;
     let seed = plan.file.run.seed;
     let problem = session.prepare(LogisticProblem::load(section, seed, world))?;
@@ -171,8 +165,7 @@ fn sample(problem: &LogisticProblem, path: &Path, is_shown: bool) -> Result<Made
         adaptation_steps: ADAPTATION,
         target_acceptance: 0.8,
     });
-    let mut chains =
-        McmcRun::new(&section, &target, &start, Generator::new(SEED, Stream::Chains, 1, 0))?;
+    let mut chains = McmcRun::new(&section, &target, &start, Generator::new(SEED, Stream::Chains, 1, 0))?;
     let each = CHAINS as u64 * LEAPFROG;
     let most = 2 * ADAPTATION + (BLOCK * MOST_BLOCKS) as u64;
     let mut progress = Progress::new("reference", 0, most, is_shown);

@@ -72,11 +72,8 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
     let points = points.zip(exact.as_deref());
     let points = points.map(|(points, exact)| PointReference::new(exact, points, world)).transpose();
     let points = session.work(points)?;
-    let yardsticks = Yardsticks {
-        images: measure.as_ref(),
-        points: points.as_ref(),
-        posterior: posterior.as_ref(),
-    };
+    let yardsticks =
+        Yardsticks { images: measure.as_ref(), points: points.as_ref(), posterior: posterior.as_ref() };
     let first = state.iteration;
     let mut observer = RunObserver::new(&plan, world, &networks, yardsticks, record, first, true);
     let checkpoints = path.join("checkpoints");
@@ -115,7 +112,10 @@ fn posterior(
     if *point_sets > 0 {
         found = reference::find(section, plan.file.run.seed, references)?;
         if found.is_none() && is_root {
-            warn!("no reference draws of this posterior in {}; `dft reference CONFIG` makes them", references.display());
+            warn!(
+                "no reference draws of this posterior in {}; `dft reference CONFIG` makes them",
+                references.display()
+            );
         }
     }
     PosteriorMeasure::new(problem, (*samples, (*point_sets).max(1)), found.as_ref()).map(Some)

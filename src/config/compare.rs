@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::fitted::FittedSection;
 use super::load::{ConfigError, load};
 use super::mcmc::McmcSection;
+use super::network::TargetSection;
 use super::run::{ComputeSection, require};
 use super::train::{EvaluateSection, Plan, TrainFile};
 
@@ -43,6 +45,27 @@ pub struct CompareRunSection {
     pub directory: Option<PathBuf>,
     /// The trained method whose evaluations and seconds are the budgets of MCMC, for the same target and seed.
     pub budget_of: String,
+    /// What tables say of the seeds.
+    #[serde(default)]
+    pub statistic: Statistic,
+    /// Directory of the reference draws of posteriors; see `dft reference`.
+    #[serde(default = "default_references")]
+    pub references: PathBuf,
+}
+
+fn default_references() -> PathBuf {
+    EvaluateSection::default().references
+}
+
+/// What a table says of the values of several seeds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Statistic {
+    /// The median, and in brackets the least and the greatest.
+    #[default]
+    Median,
+    /// The mean and its standard error: for seeds that stand for splits of data.
+    Mean,
 }
 
 /// `[score]`: how samples are scored.
@@ -69,9 +92,14 @@ pub struct TargetEntry {
     pub name: String,
     /// The configuration, e.g. `configs/planar/donut.toml`.
     pub config: PathBuf,
+    /// For the posterior of a regression: the test accuracy is looked at this many times along training, or along the
+    /// chains, and the best one is reported, as in much of the literature. It flatters every method, by choosing on
+    /// the test rows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_of: Option<u64>,
 }
 
-/// `[[method]]`: a training method (`set`) or a Markov chain (`mcmc`).
+/// `[[method]]`: a training method (`set`), a Markov chain (`mcmc`) or a Gaussian (`fitted`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MethodEntry {
@@ -87,6 +115,12 @@ pub struct MethodEntry {
     /// A sampler that is not trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mcmc: Option<McmcSection>,
+    /// Chains that move at once; as many as `score.samples` if not given. Fewer go further for the same cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chains: Option<usize>,
+    /// A Gaussian fitted to the posterior of a regression.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fitted: Option<FittedSection>,
     /// What chains are given of the trained method's cost; both if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budgets: Option<Vec<Budget>>,
@@ -119,6 +153,11 @@ impl MethodEntry {
     /// What chains are given.
     pub fn budgets(&self) -> Vec<Budget> {
         self.budgets.clone().unwrap_or(vec![Budget::Evaluations, Budget::Seconds])
+    }
+
+    /// Whether a sampler is trained.
+    pub fn is_trained(&self) -> bool {
+        self.mcmc.is_none() && self.fitted.is_none()
     }
 
     /// What it sets on this target.
@@ -180,6 +219,16 @@ fn find_repeated<'n>(names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     names.into_iter().find(|name| !seen.insert(*name))
 }
 
+fn check_chains(method: &MethodEntry, score: &PointScoreSection) -> Result<(), ConfigError> {
+    let chains = method.chains.unwrap_or(score.samples);
+    require(&[(
+        (1..=score.samples).contains(&chains),
+        &format!("method {:?}: chains", method.name),
+        &chains,
+        &format!("1 to score.samples = {}", score.samples),
+    )])
+}
+
 impl CompareFile {
     /// Directory of the comparison.
     pub fn directory(&self) -> PathBuf {
@@ -212,9 +261,14 @@ impl CompareFile {
             .flat_map(|method| method.targets.iter().flatten().chain(method.set_on.keys()));
         let unknown = unknown.map(String::as_str).find(|name| !targets().any(|target| target == *name));
         let budget = self.methods.iter().find(|method| method.name == self.run.budget_of);
-        let both = self.methods.iter().find(|method| match &method.mcmc {
-            Some(_) => !method.set.is_empty() || !method.set_on.is_empty() || method.budgets().is_empty(),
-            None => method.budgets.is_some(),
+        let both = self.methods.iter().find(|method| {
+            let is_set = !method.set.is_empty() || !method.set_on.is_empty();
+            match (&method.mcmc, &method.fitted) {
+                (Some(_), None) => is_set || method.budgets().is_empty(),
+                (None, Some(_)) => is_set || method.budgets.is_some() || method.chains.is_some(),
+                (None, None) => method.budgets.is_some() || method.chains.is_some(),
+                (Some(_), Some(_)) => true,
+            }
         });
         let seeds = format!("{:?}", self.run.seeds);
         let repeated_seed =
@@ -236,7 +290,7 @@ impl CompareFile {
                 "names of [[target]]s",
             ),
             (
-                budget.is_some_and(|method| method.mcmc.is_none() && method.targets.is_none()),
+                budget.is_some_and(|method| method.is_trained() && method.targets.is_none()),
                 "run.budget_of",
                 &format!("{:?}", self.run.budget_of),
                 "the name of a trained [[method]] that runs on all targets",
@@ -245,7 +299,7 @@ impl CompareFile {
                 both.is_none(),
                 "method",
                 &both.map_or("", |method| &method.name),
-                "either `set` for a trained method, or `mcmc` with one or both `budgets` for Markov chains",
+                "one of `set` for a trained method, `mcmc` with one or both `budgets` for Markov chains, and `fitted`",
             ),
             (!self.run.seeds.is_empty() && !repeated_seed, "run.seeds", &seeds, "a list of seeds, each once"),
             (self.score.samples >= 2, "score.samples", &self.score.samples, "2 or more"),
@@ -258,10 +312,37 @@ impl CompareFile {
         ])?;
         let recipes = self.targets.iter().map(|target| self.train_plan(target, &[]));
         let recipes = recipes.collect::<Result<Vec<Plan>, _>>()?;
+        for (target, recipe) in self.targets.iter().zip(&recipes) {
+            let is_posterior = matches!(recipe.file.target, TargetSection::Logistic(_));
+            if target.best_of.is_some_and(|times| times == 0 || !is_posterior) {
+                return Err(ConfigError::Invalid(format!(
+                    "target {:?}: best_of is for posteriors of regressions, 1 or more; leave it out",
+                    target.name
+                )));
+            }
+        }
         let mut plans = BTreeMap::new();
         for (number, method) in self.methods.iter().enumerate() {
             if let Some(mcmc) = &method.mcmc {
                 mcmc.check(&format!("method {:?}: mcmc", method.name))?;
+                check_chains(method, &self.score)?;
+                continue;
+            }
+            if let Some(fitted) = &method.fitted {
+                fitted.check(&format!("method {:?}: fitted", method.name))?;
+                let is_posterior = |recipe: &Plan| matches!(recipe.file.target, TargetSection::Logistic(_));
+                let other = self
+                    .targets
+                    .iter()
+                    .zip(&recipes)
+                    .find(|(target, recipe)| method.runs_on(target) && !is_posterior(recipe));
+                if let Some((target, _)) = other {
+                    return Err(ConfigError::Invalid(format!(
+                        "method {:?} fits a Gaussian to the posterior of a regression, and target {:?} is none; list \
+                         others in its `targets`",
+                        method.name, target.name
+                    )));
+                }
                 continue;
             }
             for (at, target) in self.targets.iter().enumerate().filter(|(_, target)| method.runs_on(target)) {

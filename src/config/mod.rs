@@ -15,7 +15,8 @@ mod run;
 mod train;
 
 pub use compare::{
-    Budget, CompareFile, ComparePlan, CompareRunSection, MethodEntry, PointScoreSection, TargetEntry,
+    Budget, CompareFile, ComparePlan, CompareRunSection, MethodEntry, PointScoreSection, Statistic,
+    TargetEntry,
 };
 pub use fit::{EnergyFile, EnergyPlan, EnergySection, FeaturesFile, FeaturesPlan, FitSection};
 pub use fitted::{FittedSection, MeanFieldSettings};

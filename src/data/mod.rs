@@ -22,4 +22,6 @@ pub use dataset::{DataFile, Dataset};
 pub use design::Design;
 pub use fetch::{FetchReport, fetch};
 pub use mnist::{Mnist, Split};
+
 pub use table::Table;
+pub use verify::file_sha256;

@@ -30,6 +30,16 @@ pub fn is_complete(directory: &Path, file: &DataFile) -> Result<bool> {
     Ok(true)
 }
 
+/// SHA-256 of a file's content, in hexadecimal.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn file_sha256(path: &Path) -> io::Result<String> {
+    let mut hashing = Hashing { inner: io::sink(), hash: Sha256::new(), bytes: 0 };
+    io::copy(&mut io::BufReader::with_capacity(1 << 20, File::open(path)?), &mut hashing)?;
+    Ok(format!("{:x}", hashing.hash.finalize()))
+}
+
 /// Copies `content` into `directory` as `file`, verifies it on the way and only then gives it its name.
 pub fn accept(directory: &Path, file: &DataFile, content: &mut dyn Read) -> Result<PathBuf> {
     let partial = directory.join(format!("{}.partial", file.name));

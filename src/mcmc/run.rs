@@ -54,23 +54,45 @@ impl<'a> McmcRun<'a> {
         start: &Tensor,
         generator: Generator,
     ) -> Result<Self, McmcError> {
+        Self::with_chains(
+            section,
+            target,
+            start,
+            start.size().first().map_or(0, |&rows| rows as usize),
+            generator,
+        )
+    }
+
+    /// As [`new`](Self::new), with chains from the first `chains` of the starts only; a set of draws still has N rows,
+    /// taken at as many more steps. Particles and `nuts`, which has a number of its own, are not affected.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_chains(
+        section: &McmcSection,
+        target: &'a dyn Target,
+        start: &Tensor,
+        chains: usize,
+        generator: Generator,
+    ) -> Result<Self, McmcError> {
         let began = Instant::now();
         section.check("mcmc")?;
         let start = checked_start(start, target)?;
         let target = Rc::new(Evaluator::new(target));
         let mut noise = Noise::new(generator.clone(), &start);
         let generator_seed = Noise::new(generator, &start).seed();
+        let first = start.narrow(0, 0, (chains as i64).clamp(1, start.size()[0]));
         let kernel: Box<dyn Kernel + 'a> = match section {
-            McmcSection::Ula(s) => Box::new(Langevin::unadjusted(&start, single(&s.step_size)?)),
-            McmcSection::Sgld(s) => Box::new(Langevin::falling(&start, single(&s.step_size)?, s)),
+            McmcSection::Ula(s) => Box::new(Langevin::unadjusted(&first, single(&s.step_size)?)),
+            McmcSection::Sgld(s) => Box::new(Langevin::falling(&first, single(&s.step_size)?, s)),
             McmcSection::Mala(s) => {
                 let step = AdaptiveStep::new(s.step_size, s.target_acceptance, s.adaptation_steps);
-                Box::new(Metropolis::new(&start, &target, Proposal::Langevin, step)?)
+                Box::new(Metropolis::new(&first, &target, Proposal::Langevin, step)?)
             }
             McmcSection::Hmc(s) => {
                 let step = AdaptiveStep::new(s.step_size, s.target_acceptance, s.adaptation_steps);
                 let proposal = Proposal::Hamiltonian { leapfrog: s.leapfrog, jitter: s.jitter };
-                Box::new(Metropolis::new(&start, &target, proposal, step)?)
+                Box::new(Metropolis::new(&first, &target, proposal, step)?)
             }
             McmcSection::Svgd(s) => Box::new(Svgd::new(&start, single(&s.step_size)?, s)),
             McmcSection::Nuts(s) => Box::new(Nuts::new(&start, &target, s, &mut noise)?),

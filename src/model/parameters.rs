@@ -175,9 +175,8 @@ impl Parameters {
         for entry in &layout.entries {
             parts.push(file.tensor(&entry.name, &entry.shape)?.to_kind(Kind::Float).reshape([-1]));
         }
-        let is_known = |name: &str| {
-            COORDINATES.contains(&name) || layout.entries.iter().any(|entry| entry.name == name)
-        };
+        let is_known =
+            |name: &str| COORDINATES.contains(&name) || layout.entries.iter().any(|entry| entry.name == name);
         if let Some(extra) = file.names().find(|name| !is_known(name)) {
             return Err(file.other_network(format!("it also holds `{extra}`")));
         }

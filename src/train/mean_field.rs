@@ -88,7 +88,8 @@ impl MeanField {
         for iteration in 0..settings.iterations {
             target.redraw(&mut Generator::new(seed, Stream::MiniBatch, iteration, 0));
             let mut generator = Generator::new(seed, Stream::SamplerUpdate, iteration, 0);
-            let half = generator.normal(&[settings.samples / 2, d]).to_kind(Kind::Double).to_device(flat.device());
+            let half =
+                generator.normal(&[settings.samples / 2, d]).to_kind(Kind::Double).to_device(flat.device());
             let eps = Tensor::cat(&[&half, &-&half], 0);
             let (mean, deviation) = placed(&flat);
             let gradient = elbo_gradient(target, (&mean, &deviation), &unit, &eps);
@@ -135,7 +136,9 @@ fn check_start(
     let invalid = |message: String| Err(MeanFieldError::Start(message));
     let shape = target.shape();
     if shape.len() != 1 {
-        return invalid(format!("a mean-field fit wants a target on [D], and this one makes samples {shape:?}"));
+        return invalid(format!(
+            "a mean-field fit wants a target on [D], and this one makes samples {shape:?}"
+        ));
     }
     if mean.size() != shape || deviations.size() != shape {
         return invalid(format!(
@@ -147,7 +150,9 @@ fn check_start(
     let (mean, deviations) = (mean.detach().to_kind(Kind::Double), deviations.detach().to_kind(Kind::Double));
     let is_start = mean.isfinite().logical_and(&deviations.isfinite()).logical_and(&deviations.gt(0.0));
     if is_start.all().int64_value(&[]) == 0 {
-        return invalid("a mean-field fit starts from a finite mean and deviations above 0; found others".into());
+        return invalid(
+            "a mean-field fit starts from a finite mean and deviations above 0; found others".into(),
+        );
     }
     Ok((mean, deviations))
 }

@@ -4,10 +4,15 @@
 //! that nobody has claimed. What a job found stays in its directory under a key of all that it depends on, so a
 //! comparison that was interrupted, or whose configuration has changed in part, does only what is missing.
 
+mod bench;
+mod chains;
+mod fitted;
 mod job;
 mod report;
 mod results;
+mod trained;
 
+use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
 use std::path::Path;
@@ -27,7 +32,8 @@ use crate::config::{CompareFile, ComparePlan, load};
 use crate::model::write_atomically;
 use crate::train::Stop;
 
-use job::{Bench, Job};
+use bench::Bench;
+use job::Job;
 
 /// Runs the command on this rank.
 pub fn run(arguments: &Compare) -> Result<(), Exit> {
@@ -36,8 +42,8 @@ pub fn run(arguments: &Compare) -> Result<(), Exit> {
     file.run.directory = arguments.run.clone().or(file.run.directory);
     let world = &session.world;
     let plan = session.prepare(file.check())?;
-    let targets = session.prepare(job::load_targets(&plan, world.device))?;
-    session.prepare(job::try_networks(&plan, world))?;
+    let targets = session.prepare(bench::load_targets(&plan, world.device))?;
+    session.prepare(bench::try_networks(&plan, world))?;
     let stop = session.prepare(watch_signals())?;
     let directory = plan.file.directory();
     // Held to the end: no second comparison in the same directory.
@@ -48,7 +54,9 @@ pub fn run(arguments: &Compare) -> Result<(), Exit> {
     let alone = World::solo(world.device);
     let bench = Bench::new(&plan, &targets, &alone);
     let jobs = job::list(&plan);
-    let (trained, chains): (Vec<&Job>, Vec<&Job>) = jobs.iter().partition(|job| job.is_trained(&plan));
+    let referenced = session.work(make_references(&session, &bench, &jobs, &directory, &stop))?;
+    let (trained, chains): (Vec<&Job>, Vec<&Job>) =
+        jobs.iter().filter(|_| referenced).partition(|job| job.is_trained(&plan));
     // Chains get the budgets that training has spent, so they come second.
     for part in [trained, chains] {
         let done = work(&session, &bench, &directory, &part, &stop);
@@ -88,6 +96,36 @@ fn open(directory: &Path, plan: &ComparePlan) -> Result<RunDirectory> {
     Ok(lock)
 }
 
+/// Makes the reference draws of all posteriors, each by one rank; says whether it was not stopped.
+fn make_references(
+    session: &Session,
+    bench: &Bench,
+    jobs: &[Job],
+    directory: &Path,
+    stop: &Arc<Stop>,
+) -> Result<bool> {
+    let mut seen = BTreeSet::new();
+    for job in jobs.iter().filter(|job| seen.insert((job.target, job.seed))) {
+        if bench.is_posterior(job) && !stop.load(Ordering::Relaxed) {
+            let name = format!("reference+{}+{}", job.target, job.seed);
+            if claim(directory, &name)? {
+                bench.posterior(job).map_err(|error| anyhow!("{error:#}"))?;
+            }
+        }
+    }
+    Ok(!session.world.any(stop.load(Ordering::Relaxed)))
+}
+
+/// Claims a piece of work for this rank; another may have it.
+fn claim(directory: &Path, name: &str) -> Result<bool> {
+    let claim = directory.join("claims").join(name);
+    match OpenOptions::new().write(true).create_new(true).open(&claim) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error).with_context(|| format!("cannot write {}", claim.display())),
+    }
+}
+
 /// Does jobs until none is left unclaimed.
 fn work(session: &Session, bench: &Bench, directory: &Path, jobs: &[&Job], stop: &Arc<Stop>) -> Result<()> {
     let world = &session.world;
@@ -99,11 +137,8 @@ fn work(session: &Session, bench: &Bench, directory: &Path, jobs: &[&Job], stop:
             fs::write(&stopped, "")?;
             break;
         }
-        let claim = directory.join("claims").join(job.slug(bench.plan).replace('/', "+"));
-        match OpenOptions::new().write(true).create_new(true).open(&claim) {
-            Ok(_) => {}
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => continue, // another rank has it
-            Err(error) => return Err(error).with_context(|| format!("cannot write {}", claim.display())),
+        if !claim(directory, &job.slug(bench.plan).replace('/', "+"))? {
+            continue;
         }
         let home = directory.join(job.slug(bench.plan));
         // What fails here fails on this rank alone, whatever it means where all ranks train together.

@@ -10,24 +10,34 @@ use comfy_table::{CellAlignment, Table, presets};
 use tch::{Device, Kind, Tensor};
 use tracing::info;
 
-use super::job::{Job, samples_file};
+use super::bench::samples_file;
+use super::job::Job;
 use super::results::{ResultRow, Rows};
 use crate::cli::summary::command_line;
-use crate::config::ComparePlan;
+use crate::config::{ComparePlan, Statistic, TargetSection};
+use crate::metric::CalibrationBin;
 use crate::model::write_atomically;
-use crate::plot::{DensityPanel, DensityRow, density_panels};
+use crate::plot::{DensityPanel, DensityRow, calibration, density_panels};
 use crate::rng::{Generator, Stream};
 use crate::target::load_exact;
 
 /// Metrics of the table, as columns, where any row has them.
-const SHOWN: [(&str, &str); 6] = [
+const SHOWN: [(&str, &str); 11] = [
     ("ksd", "KSD"),
     ("sliced_w2", "sliced W2"),
     ("w2", "W2"),
     ("mmd", "MMD"),
     ("mode_error", "mode error"),
     ("modes_hit", "modes hit"),
+    ("mean_error_rms", "mean error"),
+    ("deviation_error_max", "deviation error"),
+    ("accuracy", "accuracy"),
+    ("accuracy_best", "best accuracy"),
+    ("log_predictive", "log predictive"),
 ];
+
+/// Calibration curves in a figure, those of the first methods.
+const MOST_CURVES: usize = 6;
 
 /// Exact samples of the figure: their purpose, as the iteration of their stream.
 const FIGURE: u64 = 5;
@@ -35,19 +45,45 @@ const FIGURE: u64 = 5;
 /// Rows of one target, method and setting, one for each seed.
 struct Group<'r> {
     rows: Vec<&'r ResultRow>,
+    statistic: Statistic,
+}
+
+/// What a table says of the values of several seeds.
+struct Spread {
+    /// The median, or the mean.
+    middle: f64,
+    /// In brackets or after ±: nothing where all values are one.
+    around: Option<Around>,
+}
+
+enum Around {
+    /// Least and greatest.
+    Range(f64, f64),
+    /// Standard error of the mean.
+    Error(f64),
 }
 
 impl Group<'_> {
-    /// Median of the values over seeds, and least and greatest.
-    fn spread(&self, value: impl Fn(&ResultRow) -> Option<f64>) -> Option<(f64, f64, f64)> {
+    fn spread(&self, value: impl Fn(&ResultRow) -> Option<f64>) -> Option<Spread> {
         let mut values: Vec<f64> = self.rows.iter().filter_map(|row| value(row)).collect();
         values.sort_by(f64::total_cmp);
         let (least, greatest) = (*values.first()?, *values.last()?);
-        let middle = (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0;
-        Some((middle, least, greatest))
+        let n = values.len() as f64;
+        Some(match self.statistic {
+            Statistic::Median => Spread {
+                middle: (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0,
+                around: (least != greatest).then_some(Around::Range(least, greatest)),
+            },
+            Statistic::Mean => {
+                let mean = values.iter().sum::<f64>() / n;
+                let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+                let error = (squares / (n - 1.0) / n).sqrt();
+                Spread { middle: mean, around: (least != greatest).then_some(Around::Error(error)) }
+            }
+        })
     }
 
-    fn metric(&self, name: &str) -> Option<(f64, f64, f64)> {
+    fn metric(&self, name: &str) -> Option<Spread> {
         self.spread(|row| row.metrics.get(name).map(|score| score.value))
     }
 
@@ -67,7 +103,7 @@ impl Group<'_> {
     /// Sorting key: samples that exist before those that do not, then the distance that sees most.
     fn rank(&self) -> (bool, f64) {
         let distance = self.metric("sliced_w2").or_else(|| self.metric("ksd"));
-        (distance.is_none(), distance.map_or(f64::INFINITY, |(middle, ..)| middle))
+        (distance.is_none(), distance.map_or(f64::INFINITY, |spread| spread.middle))
     }
 
     fn name(&self) -> (&str, &str) {
@@ -91,6 +127,7 @@ pub fn write(plan: &ComparePlan, jobs: &[Job], directory: &Path) -> Result<()> {
         println!("\n{target}\n{table}");
     }
     save(&directory.join("results.md"), &markdown(plan, &rows, &tables)?)?;
+    draw_calibration(plan, &rows, directory)?;
     let figure = directory.join("figures").join("samples.png");
     if draw(plan, &rows, directory, &figure)? {
         info!("results in {} and the figure in {}", directory.display(), figure.display());
@@ -104,12 +141,13 @@ fn save(path: &Path, text: &str) -> Result<()> {
     write_atomically(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn groups<'r>(target: &str, rows: &'r [ResultRow]) -> Vec<Group<'r>> {
+fn groups<'r>(plan: &ComparePlan, target: &str, rows: &'r [ResultRow]) -> Vec<Group<'r>> {
+    let statistic = plan.file.run.statistic;
     let mut by_name: BTreeMap<(&str, &str), Vec<&ResultRow>> = BTreeMap::new();
     for row in rows.iter().filter(|row| row.target == target) {
         by_name.entry((&row.method, &row.setting)).or_default().push(row);
     }
-    let mut groups: Vec<Group> = by_name.into_values().map(|rows| Group { rows }).collect();
+    let mut groups: Vec<Group> = by_name.into_values().map(|rows| Group { rows, statistic }).collect();
     groups.sort_by(|a, b| a.rank().partial_cmp(&b.rank()).unwrap_or(std::cmp::Ordering::Equal));
     groups
 }
@@ -118,7 +156,7 @@ fn groups<'r>(target: &str, rows: &'r [ResultRow]) -> Vec<Group<'r>> {
 fn tables(plan: &ComparePlan, rows: &[ResultRow]) -> Vec<(String, Table, Vec<Vec<String>>)> {
     let mut tables = Vec::new();
     for target in &plan.file.targets {
-        let groups = groups(&target.name, rows);
+        let groups = groups(plan, &target.name, rows);
         let metrics: Vec<&(&str, &str)> = SHOWN
             .iter()
             .filter(|(name, _)| groups.iter().any(|group| group.metric(name).is_some()))
@@ -133,7 +171,7 @@ fn tables(plan: &ComparePlan, rows: &[ResultRow]) -> Vec<(String, Table, Vec<Vec
             let most =
                 groups.iter().filter(|group| group.floor(name).is_some()).max_by_key(|group| group.sets());
             let floor = most.and_then(|group| group.floor(name));
-            floors.push(floor.map_or("–".into(), number));
+            floors.push(floor.map_or("–".into(), |floor| shown(name, floor)));
         }
         lines.push(floors);
         lines.extend(groups.iter().map(|group| line(group, &metrics, plan.file.score.sets)));
@@ -160,8 +198,8 @@ fn line(group: &Group, metrics: &[&(&str, &str)], wanted_sets: usize) -> Vec<Str
     let evaluations = group.spread(|row| Some(row.target_evaluations as f64));
     let seconds = group.spread(|row| Some(row.seconds));
     let mut cells = vec![method.to_string(), setting];
-    cells.push(evaluations.map_or("–".into(), |(middle, ..)| format!("{:.2} M", middle / 1e6)));
-    cells.push(seconds.map_or("–".into(), |(middle, ..)| format!("{middle:.1}")));
+    cells.push(evaluations.map_or("–".into(), |spread| count(spread.middle)));
+    cells.push(seconds.map_or("–".into(), |spread| format!("{:.1}", spread.middle)));
     for (name, _) in metrics {
         let failed = match group.failures() {
             0 => String::new(),
@@ -170,13 +208,34 @@ fn line(group: &Group, metrics: &[&(&str, &str)], wanted_sets: usize) -> Vec<Str
         cells.push(match (group.metric(name), group.failures()) {
             (None, 0) => "–".into(),
             (None, n) => format!("{n} of {} failed", group.rows.len()),
-            (Some((middle, least, greatest)), _) if least != greatest => {
-                format!("{} [{}, {}]{failed}", number(middle), number(least), number(greatest))
+            (Some(Spread { middle, around }), _) => {
+                let show = |value| shown(name, value);
+                match around {
+                    Some(Around::Range(least, greatest)) => {
+                        format!("{} [{}, {}]{failed}", show(middle), show(least), show(greatest))
+                    }
+                    Some(Around::Error(error)) => format!("{} ± {}{failed}", show(middle), show(error)),
+                    None => format!("{}{failed}", show(middle)),
+                }
             }
-            (Some((middle, ..)), _) => format!("{}{failed}", number(middle)),
         });
     }
     cells
+}
+
+/// A number of evaluations.
+fn count(value: f64) -> String {
+    if value >= 1e5 { format!("{:.2} M", value / 1e6) } else { format!("{value:.0}") }
+}
+
+/// A value of a metric: in percent for accuracies, with four decimals for log predictive densities, whose differences
+/// are small.
+fn shown(metric: &str, value: f64) -> String {
+    match metric {
+        "accuracy" | "accuracy_best" => format!("{:.2} %", 100.0 * value),
+        "log_predictive" => format!("{value:.4}"),
+        _ => number(value),
+    }
 }
 
 /// Three digits that count.
@@ -208,8 +267,7 @@ fn markdown(
     writeln!(text, "`{}`\n", command_line())?;
     writeln!(
         text,
-        "dft {}, libtorch {}; runs made at commit {} on {}, with {} threads each. Seeds {}; their median, and in brackets \
-         the least and the greatest. Scores are means over {} sets of {} samples where the setting says nothing else; the \
+        "dft {}, libtorch {}; runs made at commit {} on {}, with {} threads each. Seeds {}; their {}. Scores are means over {} sets of {} samples where the setting says nothing else; the \
          first line of each table is what exact samples score. Chains get the evaluations and the seconds that `{}` was \
          trained with, seed by seed; what it takes to choose among several step sizes comes on top (`tuning_evaluations` \
          in results.json).",
@@ -219,6 +277,10 @@ fn markdown(
         distinct(rows, |row| row.device.clone()),
         distinct(rows, |row| row.threads.to_string()),
         seeds.join(", "),
+        match file.run.statistic {
+            Statistic::Median => "median, and in brackets the least and the greatest",
+            Statistic::Mean => "mean ± its standard error",
+        },
         file.score.sets,
         file.score.samples,
         file.run.budget_of
@@ -236,6 +298,28 @@ fn markdown(
     Ok(text)
 }
 
+/// What each method predicts on the test rows against what is there, with the first seed, for every posterior.
+fn draw_calibration(plan: &ComparePlan, rows: &[ResultRow], directory: &Path) -> Result<()> {
+    let file = &plan.file;
+    for target in &file.targets {
+        let mut curves: Vec<(String, Vec<CalibrationBin>)> = Vec::new();
+        for row in rows.iter().filter(|row| row.target == target.name && row.seed == file.run.seeds[0]) {
+            let is_new = !curves.iter().any(|(name, _)| *name == row.method);
+            if let (Some(bins), true) = (&row.calibration, is_new && curves.len() < MOST_CURVES) {
+                curves.push((row.method.clone(), bins.iter().map(Into::into).collect()));
+            }
+        }
+        if !curves.is_empty() {
+            let path = directory.join("figures").join(format!("calibration-{}.png", target.name));
+            fs::create_dir_all(path.parent().context("a figure has a directory")?)?;
+            let curves: Vec<(String, &[CalibrationBin])> =
+                curves.iter().map(|(name, bins)| (name.clone(), bins.as_slice())).collect();
+            calibration(&curves, &path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Samples of the first seed over the contours of each target in the plane: exact ones, then each method; chains at
 /// the first of their budgets. Says whether there is such a target.
 fn draw(plan: &ComparePlan, rows: &[ResultRow], directory: &Path, path: &Path) -> Result<bool> {
@@ -244,6 +328,9 @@ fn draw(plan: &ComparePlan, rows: &[ResultRow], directory: &Path, path: &Path) -
     let mut shown = Vec::new();
     for (number, recipe) in plan.recipes.iter().enumerate() {
         // Contours are computed on the host, wherever the runs were.
+        if let TargetSection::Logistic(_) = recipe.file.target {
+            continue;
+        }
         let target = load_exact(&recipe.file.target, Kind::Double, Device::Cpu)?;
         if target.shape() == [2] {
             let mut generator = Generator::new(0, Stream::Exact, FIGURE, 0);

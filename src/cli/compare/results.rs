@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::cli::summary::Score;
+use crate::metric::CalibrationBin;
 use crate::model::write_atomically;
 
 /// File of a job's rows in its directory.
@@ -55,11 +56,43 @@ pub struct ResultRow {
     /// SHA-256 of the trained parameters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parameters_sha256: Option<String>,
+    /// What the draws predict on the test rows, of a regression, in bins of equal width.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Vec<Bin>>,
     /// Why there are no scores.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
     /// Scores by name.
     pub metrics: BTreeMap<String, Score>,
+}
+
+/// A bin of predicted probabilities.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Bin {
+    /// Test rows in it.
+    pub count: u64,
+    /// Their mean prediction; nothing for an empty bin.
+    pub predicted: Option<f64>,
+    /// The part of them with label 1.
+    pub observed: Option<f64>,
+}
+
+impl From<&CalibrationBin> for Bin {
+    fn from(bin: &CalibrationBin) -> Self {
+        let there = |value: f64| Some(value).filter(|value| value.is_finite());
+        Bin { count: bin.count, predicted: there(bin.predicted), observed: there(bin.observed) }
+    }
+}
+
+impl From<&Bin> for CalibrationBin {
+    fn from(bin: &Bin) -> Self {
+        let or_none = |value: Option<f64>| value.unwrap_or(f64::NAN);
+        CalibrationBin {
+            count: bin.count,
+            predicted: or_none(bin.predicted),
+            observed: or_none(bin.observed),
+        }
+    }
 }
 
 impl ResultRow {
@@ -68,7 +101,7 @@ impl ResultRow {
         let ResultRow { target, method, setting, seed, seconds, .. } = self;
         let outcome = match &self.failure {
             Some(failure) => failure.clone(),
-            None => ["ksd", "sliced_w2"]
+            None => ["ksd", "sliced_w2", "mean_error_rms", "accuracy", "accuracy_best"]
                 .iter()
                 .filter_map(|name| Some(format!("{name} {}", self.metrics.get(*name)?.beside_floor())))
                 .collect::<Vec<_>>()

@@ -90,6 +90,14 @@ impl LogisticProblem {
         Ok(if self.section.whiten { Box::new(self.whitened(likelihood)?) } else { Box::new(likelihood) })
     }
 
+    /// As [`target`](Self::target), in the coordinates (w, log alpha) whatever the section says.
+    ///
+    /// # Errors
+    /// If the rows cannot be used in this form.
+    pub fn unwhitened(&self) -> Result<Box<dyn Target>, TargetError> {
+        Ok(Box::new(self.likelihood(Form::Configured)?))
+    }
+
     /// The target over all rows, whitened.
     ///
     /// # Errors

@@ -1,0 +1,135 @@
+//! Training runs of a comparison.
+
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use tracing::warn;
+
+use super::bench::Bench;
+use super::job::Job;
+use super::results::{Rows, key_of};
+use crate::cli::metrics::{draw_points, output_sigma};
+use crate::cli::run_directory::RunDirectory;
+use crate::cli::run_observer::{RunObserver, Yardsticks};
+use crate::cli::summary::Score;
+use crate::cli::train::start_record;
+use crate::config::{CheckpointSection, EvaluateSection, Plan, TrainFile, load};
+use crate::record::RunReader;
+use crate::train::{Networks, Outcome, State, Stop, TrainError, run as train};
+
+/// The setting of rows whose accuracy is the best along training.
+pub const BEST_ALONG: &str = "best along the way";
+
+impl Bench<'_> {
+    /// Trains, or finds that it is done; `None` if it was stopped.
+    pub(super) fn train(&self, job: &Job, home: &Path, stop: &Stop) -> Result<Option<Rows>> {
+        let file = &self.plan.file;
+        let mut plan = self.plan.train_plan(job.target, job.method, job.seed);
+        let best_of = file.targets[job.target].best_of;
+        if let Some(times) = best_of {
+            plan.file.evaluate.every = (plan.file.train.iterations / times).max(1);
+        }
+        let key = key_of(&[&identity(&plan.file), &self.common_key(job.target)?]);
+        if let Some(rows) = Rows::read(home, &key) {
+            return Ok(Some(rows));
+        }
+        let world = self.world;
+        let networks = Networks::build(&plan, world)?;
+        let mut state = State::initial(&plan, &networks, world.device);
+        let directory = continue_or_start(home, &plan, &mut state)?;
+        let record = start_record(home, world, &plan, &state)?;
+        let first = state.iteration;
+        let along = match (best_of, self.posterior(job)?) {
+            (Some(_), Some(posterior)) => Some(posterior.measure_along()?),
+            _ => None,
+        };
+        let yardsticks = Yardsticks { posterior: along.as_deref(), ..Yardsticks::default() };
+        let mut observer = RunObserver::new(&plan, world, &networks, yardsticks, Some(record), first, false);
+        let checkpoints = home.join("checkpoints");
+        let setting = if best_of.is_some() { BEST_ALONG } else { "trained" };
+        let mut row = job.row(self.plan, setting, world);
+        match train(&plan, world, &networks, &mut state, &mut observer, &checkpoints, stop) {
+            Ok(Outcome::Done) => {}
+            Ok(Outcome::Stopped) => {
+                observer.flush()?;
+                return Ok(None);
+            }
+            Err(error @ TrainError::Diverged { .. }) => row.failure = Some(error.to_string()),
+            Err(error) => return Err(error.into()),
+        }
+        row.target_evaluations = (state.target_evaluations as f64 * networks.target.cost()).round() as u64;
+        row.seconds = state.wall_seconds;
+        row.parameters_sha256 = Some(state.parameters_sha256());
+        observer.finish(&state, Some(&directory))?;
+        if row.failure.is_none() {
+            if best_of.is_some() {
+                let along = RunReader::open(home.join("run.h5"))?.series("evaluation", "accuracy")?;
+                row.metrics.insert("accuracy_best".into(), best_along(&along));
+            }
+            let target = networks.target.target();
+            let sigma = output_sigma(&plan.file.method, networks.target.tempered_from().is_some());
+            let draw = |sigma| {
+                let rows = (file.score.samples * file.score.sets) as i64;
+                let x = draw_points(
+                    &networks.sampler,
+                    &state.average.parameters,
+                    job.seed,
+                    rows,
+                    sigma,
+                    world.device,
+                );
+                target.to_original(&x)
+            };
+            let began = Instant::now();
+            let x = draw(sigma);
+            row.sampling_seconds = Some(began.elapsed().as_secs_f64() / file.score.sets as f64);
+            self.keep_samples(home, setting, &x)?;
+            self.score(&mut row, job, &x, "")?;
+            if sigma > 0.0 && row.failure.is_none() {
+                self.score(&mut row, job, &draw(0.0), "_clean")?;
+            }
+        }
+        Rows::keep(home, key, vec![row]).map(Some)
+    }
+}
+
+/// The best of the accuracies `along` training.
+pub fn best_along(along: &[f64]) -> Score {
+    let value = along.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    Score { value, deviation: None, floor: None, floor_deviation: None, samples: along.len() as u64 }
+}
+
+/// What a trained sampler depends on, as text: not how it is watched, saved or spread over threads.
+fn identity(file: &TrainFile) -> String {
+    let mut file = file.clone();
+    file.evaluate = EvaluateSection::default();
+    file.checkpoint = CheckpointSection::default();
+    file.compute.threads = None;
+    toml::to_string(&file).expect("a configuration is a table of plain values")
+}
+
+/// Opens the run directory of a training job: continues a run of the same configuration from its checkpoint, and
+/// starts anew in place of one of another.
+fn continue_or_start(home: &Path, plan: &Plan, state: &mut State) -> Result<RunDirectory> {
+    let config = home.join("config.toml");
+    if config.exists() {
+        let found = load::<TrainFile>(&config, &[]);
+        if found.is_ok_and(|found| identity(&found) == identity(&plan.file)) {
+            let (directory, checkpoint) = RunDirectory::resume(home)?;
+            if let Some(checkpoint) = checkpoint {
+                state.restore(&checkpoint, plan)?;
+            }
+            return Ok(directory);
+        }
+        warn!("{} was trained with another configuration and is trained again", home.display());
+        // Out of the way in one step first: half a directory would be neither run.
+        let old = home.with_extension("old");
+        let _ = fs::remove_dir_all(&old);
+        fs::rename(home, &old)
+            .and_then(|()| fs::remove_dir_all(&old))
+            .with_context(|| format!("cannot clear {}", home.display()))?;
+    }
+    RunDirectory::create(home)
+}
