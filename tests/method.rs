@@ -181,6 +181,7 @@ fn network_on(base: ScoreBase, tail_scaling: bool) -> (ScoreNetwork, Parameters,
         base,
         tail_scaling,
         frequencies: 0,
+        linear_skip: false,
         noise_scaling: false,
         starts_as_denoiser: false,
     };
@@ -431,6 +432,7 @@ fn fisher_field_without_denoising_is_the_mean_of_the_dft_field_over_the_noise() 
         base: ScoreBase::Gaussian,
         tail_scaling: false,
         frequencies: 0,
+        linear_skip: false,
         noise_scaling: false,
         starts_as_denoiser: false,
     };

@@ -250,6 +250,10 @@ pub struct ScoreSection {
     /// For an `mlp`: it also sees sin and cos of 2^k·π·u/2, k below this, so that it can follow many modes.
     #[serde(default)]
     pub frequencies: i64,
+    /// For an `mlp`: a linear map of x is added to its output, so that in many dimensions the network need not learn
+    /// the score of a Gaussian, only what differs from it.
+    #[serde(default)]
+    pub linear_skip: bool,
     /// For an `mlp`: its output is divided by sigma in place of `sampler.initial_scale`, and a base `gaussian` has the
     /// noise's variance too. For bands of far apart noise levels.
     #[serde(default)]

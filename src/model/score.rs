@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use tch::Tensor;
 
-use super::layers::per_row;
+use super::layers::{Linear, per_row};
 use super::mlp::Mlp;
 use super::parameters::{Layout, Weights};
 use super::unet::UNet;
@@ -33,6 +33,8 @@ pub struct ScoreSpec {
     pub tail_scaling: bool,
     /// Octaves of sine and cosine that an `mlp` sees besides.
     pub frequencies: i64,
+    /// Whether a linear map of u is added to the output of an `mlp`.
+    pub linear_skip: bool,
     /// Whether the output of an `mlp` is divided by sigma in place of `scale`.
     pub noise_scaling: bool,
     /// Whether D starts as a denoiser already (a copy of an energy's network), so that it needs no
@@ -59,7 +61,11 @@ pub struct ScoreNetwork {
 
 #[derive(Debug)]
 enum Trunk {
-    Mlp(Mlp),
+    Mlp {
+        network: Mlp,
+        /// `[D] -> [D]`.
+        skip: Option<Linear>,
+    },
     Unet(Box<UNet>),
 }
 
@@ -73,7 +79,9 @@ impl ScoreNetwork {
         let trunk = match (spec.kind, spec.shape.as_slice()) {
             (ScoreKind::Mlp, &[d]) => {
                 let inputs = 2 * d * (1 + spec.frequencies) + 1;
-                Trunk::Mlp(Mlp::new(&mut layout, "mlp", [inputs, d], (spec.width, spec.depth), 1.0))
+                let network = Mlp::new(&mut layout, "mlp", [inputs, d], (spec.width, spec.depth), 1.0);
+                let skip = spec.linear_skip.then(|| Linear::zero(&mut layout, "skip", d, d));
+                Trunk::Mlp { network, skip }
             }
             (ScoreKind::Unet, &[c, h, w]) if h % 4 == 0 && w % 4 == 0 => {
                 Trunk::Unet(Box::new(UNet::new(&mut layout, [c, h, w], spec.width, true)))
@@ -118,20 +126,23 @@ impl ScoreNetwork {
     /// - `mlp`: s = D·net(asinh u, asinh(5u)/3, log sigma)/scale + base with u = (x − offset)/scale; the inverse
     ///   hyperbolic sine keeps heavy tails within reach of the network. D is 1, or 1/sqrt(1 + u²) with tail
     ///   scaling. With frequencies the network also sees sin(2^k π u/2) and cos(2^k π u/2) (Tancik et al. 2020). With
-    ///   noise scaling s = D·net(…)/sigma + base, and N(offset, scale² I) is N(offset, (scale² + sigma²) I).
+    ///   linear skip A u + b is added to D·net. With noise scaling s = D·net(…)/sigma + base, and N(offset, scale² I) is N(offset, (scale² + sigma²) I).
     /// - `unet`: s = (D(x, log sigma) − x)/sigma² (Tweedie); it has no base.
     pub fn score(&self, weights: &Weights, x: &Tensor, sigma: &Tensor, base: Base) -> Tensor {
         match &self.trunk {
-            Trunk::Mlp(mlp) => {
+            Trunk::Mlp { network, skip } => {
                 let u = self.scaled(x);
                 let mut inputs = vec![u.asinh(), (&u * 5.0).asinh() / 3.0, sigma.log().unsqueeze(1)];
                 for octave in 0..self.spec.frequencies {
                     let angle = &u * (2f64.powi(octave as i32) * std::f64::consts::FRAC_PI_2);
                     inputs.extend([angle.sin(), angle.cos()]);
                 }
-                let mut output = mlp.forward(weights, &Tensor::cat(&inputs, 1));
+                let mut output = network.forward(weights, &Tensor::cat(&inputs, 1));
                 if self.spec.tail_scaling {
                     output *= (u.square() + 1.0).rsqrt();
+                }
+                if let Some(skip) = skip {
+                    output += skip.forward(weights, &u);
                 }
                 if self.spec.noise_scaling {
                     let sigma = sigma.unsqueeze(1);

@@ -82,6 +82,7 @@ impl Networks {
             base: file.score.base,
             tail_scaling: file.score.tail_scaling,
             frequencies: file.score.frequencies,
+            linear_skip: file.score.linear_skip,
             noise_scaling: file.score.noise_scaling,
             starts_as_denoiser: file.score.start == Start::Energy,
         })
