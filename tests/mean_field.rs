@@ -54,10 +54,6 @@ fn deviations_of_a_gaussian_are_the_conditional_ones() {
         // seeds 0 to 9, the deviation that is off most is off by 0.2 % to 1.2 %.
         assert!(largest(&((&found.mean - Tensor::from_slice(&MEAN)) / &conditional)) < 1e-9);
         let error = largest(&(&found.deviation / &conditional - 1.0));
-        println!(
-            "seed {seed}: {error} {}",
-            largest(&((&found.mean - Tensor::from_slice(&MEAN)) / &conditional))
-        );
         assert!(error < 0.02, "{error}");
         assert_eq!(found.evaluations, 4000 * 16);
         assert!(found.seconds > 0.0);
