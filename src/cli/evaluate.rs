@@ -55,7 +55,7 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
     let mut rows = vec![row("real images", 0, 0, 0.0, measure.floors())];
     let mut pictures = vec![("real".to_string(), measure.real(PICTURED))];
     let drawn = timed_score(&measure, world, |chunk, rows| {
-        let Sampler { network, parameters, output_sigma } = &sampler;
+        let Sampler { network, parameters, output_sigma, .. } = &sampler;
         draw_samples(network, parameters, arguments.seed, (chunk, rows), *output_sigma, world.device)
     });
     let (scores, seconds) = session.work(drawn)?;

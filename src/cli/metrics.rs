@@ -23,6 +23,13 @@ use crate::target::Target;
 #[error("{0}: the sampler or the chain diverged; lower its learning rate or step size")]
 pub struct NotFinite(String);
 
+impl NotFinite {
+    /// What was found.
+    pub fn new(found: &dyn std::fmt::Display) -> Self {
+        NotFinite(found.to_string())
+    }
+}
+
 /// How many samples of an evaluation are kept for pictures and records.
 pub const SHOWN: i64 = 100;
 
@@ -193,7 +200,8 @@ pub fn point_plan(
     kind: &TargetSection,
     target: &dyn Target,
 ) -> Result<Option<PointPlan>> {
-    if section.point_sets == 0 {
+    // A posterior has reference draws in place of exact samples, and scores of its own.
+    if section.point_sets == 0 || matches!(kind, TargetSection::Logistic(_)) {
         return Ok(None);
     }
     if target.shape().len() != 1 {

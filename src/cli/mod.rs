@@ -10,6 +10,7 @@ mod fit_features;
 mod fit_record;
 mod metrics;
 mod plot;
+mod posterior;
 mod progress;
 mod reference;
 mod run_directory;

@@ -71,14 +71,28 @@ pub fn reference(
     home: &Path,
     is_shown: bool,
 ) -> Result<ReferenceDraws> {
-    let posterior = LogisticSection { split: Some(section.split.unwrap_or(split)), ..section.posterior() };
-    let path = home.join(format!("{}.h5", &key(&posterior)?[..16]));
+    let (posterior, path) = place(section, split, home)?;
     if let Ok(found) = read(&path) {
         return Ok(found);
     }
     let made = sample(problem, &path, is_shown)?;
     write(&made, &posterior)?;
     Ok(made.summary)
+}
+
+/// The reference draws of a posterior, if they are in `home`.
+///
+/// # Errors
+/// If the data cannot be read.
+pub fn find(section: &LogisticSection, split: u64, home: &Path) -> Result<Option<ReferenceDraws>> {
+    Ok(read(&place(section, split, home)?.1).ok())
+}
+
+/// A posterior with its split, and where its draws are kept.
+fn place(section: &LogisticSection, split: u64, home: &Path) -> Result<(LogisticSection, PathBuf)> {
+    let posterior = LogisticSection { split: Some(section.split.unwrap_or(split)), ..section.posterior() };
+    let path = home.join(format!("{}.h5", &key(&posterior)?[..16]));
+    Ok((posterior, path))
 }
 
 /// What the draws depend on: the posterior, the content of its data, and how chains are run.

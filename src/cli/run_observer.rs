@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::Result;
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use tracing::info;
 
 use super::metrics::{Measure, SHOWN, Scores, draw_points, draw_samples, output_sigma, point_scores};
+use super::posterior::PosteriorMeasure;
 use super::progress::Progress;
 use super::run_directory::RunDirectory;
 use super::run_record::{device_name, record_evaluation, record_iteration, record_moments, target_name};
@@ -15,7 +16,7 @@ use super::summary::{Score, Summary, command_line};
 use crate::comm::World;
 use crate::config::Plan;
 use crate::metric::{PointReference, chunks};
-use crate::model::WeightsFile;
+use crate::model::{COORDINATES, WeightsFile};
 use crate::record::RunFile;
 use crate::train::{Event, Networks, Observer, Row, State};
 
@@ -41,6 +42,8 @@ pub struct Yardsticks<'a> {
     pub images: Option<&'a Measure>,
     /// For points.
     pub points: Option<&'a PointReference<'a>>,
+    /// For the posterior of a regression.
+    pub posterior: Option<&'a PosteriorMeasure>,
 }
 
 /// Shows, records and scores a run.
@@ -50,6 +53,7 @@ pub struct RunObserver<'a> {
     networks: &'a Networks,
     measure: Option<&'a Measure>,
     points: Option<&'a PointReference<'a>>,
+    posterior: Option<&'a PosteriorMeasure>,
     record: Option<RunFile>,
     is_shown: bool,
     progress: Progress,
@@ -105,6 +109,7 @@ impl<'a> RunObserver<'a> {
             networks,
             measure: yardsticks.images,
             points: yardsticks.points,
+            posterior: yardsticks.posterior,
             record,
             is_shown,
             progress: Progress::new("train", first, plan.file.train.iterations, is_shown),
@@ -159,6 +164,12 @@ impl<'a> RunObserver<'a> {
                 metrics.extend(point_scores(points, &x, suffix)?);
                 shown.get_or_insert(x.narrow(0, 0, x.size()[0].min(SHOWN_POINTS)));
             }
+            if let Some(posterior) = self.posterior {
+                let x = draw_points(network, parameters, seed, posterior.rows(), sigma, world.device);
+                let x = self.networks.target.target().to_original(&x.to_kind(Kind::Double));
+                metrics.extend(posterior.scores(&x, suffix)?.0);
+                shown.get_or_insert(x.narrow(0, 0, x.size()[0].min(SHOWN_POINTS)));
+            }
         }
         self.metrics = metrics;
         let shown = match (shown, &images) {
@@ -173,8 +184,9 @@ impl<'a> RunObserver<'a> {
     fn evaluate(&mut self, state: &State) -> Result<()> {
         let Scored { images, shown } = self.score(state)?;
         if self.is_shown && !self.metrics.is_empty() {
+            let values = self.metrics.iter().filter(|(name, _)| is_headline(name));
             let values: Vec<String> =
-                self.metrics.iter().map(|(name, score)| format!("{name} {}", score.beside_floor())).collect();
+                values.map(|(name, score)| format!("{name} {}", score.beside_floor())).collect();
             info!("iteration {}: {}", state.iteration, values.join(" · "));
         }
         let Some(record) = &mut self.record else { return Ok(()) };
@@ -202,11 +214,19 @@ impl<'a> RunObserver<'a> {
             ("version", env!("CARGO_PKG_VERSION").to_string()),
             ("commit", env!("DFT_COMMIT").to_string()),
         ];
-        WeightsFile::save(&directory.file("sampler.safetensors"), &parameters.named(), &metadata)?;
+        let mut tensors = parameters.named();
+        let problem = self.networks.target.problem();
+        if let Some((mean, factor)) = problem.and_then(|problem| problem.coordinates()) {
+            // Samples leave the program in the coordinates that a user knows.
+            tensors.push((COORDINATES[0].to_string(), mean.shallow_clone()));
+            tensors.push((COORDINATES[1].to_string(), factor.shallow_clone()));
+        }
+        WeightsFile::save(&directory.file("sampler.safetensors"), &tensors, &metadata)?;
         let draws: Vec<Tensor> = chunks(POSTERIOR_DRAWS)
             .map(|at| draw_samples(network, parameters, file.run.seed, at, self.sigma, self.world.device))
             .collect();
-        record.write_posterior(&Tensor::cat(&draws, 0).to_device(tch::Device::Cpu).unsqueeze(0))?;
+        let draws = self.networks.target.target().to_original(&Tensor::cat(&draws, 0));
+        record.write_posterior(&draws.to_device(tch::Device::Cpu).unsqueeze(0))?;
         record.flush()?;
         let summary = Summary {
             command: command_line(),
@@ -236,6 +256,13 @@ impl<'a> RunObserver<'a> {
         );
         Ok(())
     }
+}
+
+/// Whether a metric is worth a place in the log: not of single coordinates or modes, nor of samples without their
+/// noise, which the record has.
+fn is_headline(name: &str) -> bool {
+    let is_numbered = name.rsplit('_').next().is_some_and(|last| last.parse::<u64>().is_ok());
+    !is_numbered && !name.ends_with("_clean")
 }
 
 /// Rate of iterations without the first ones and without evaluations.

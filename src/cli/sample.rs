@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use tracing::info;
 
 use super::arguments::Sample;
@@ -11,7 +11,7 @@ use super::metrics::draw_samples;
 use super::progress::Progress;
 use super::session::{Exit, Session};
 use crate::metric::chunks;
-use crate::model::{Parameters, SamplerNetwork, SamplerSpec, WeightsFile};
+use crate::model::{COORDINATES, Parameters, SamplerNetwork, SamplerSpec, WeightsFile};
 use crate::record::write_samples_file;
 
 /// Samples from which on drawing takes long enough for a progress bar.
@@ -25,6 +25,18 @@ pub struct Sampler {
     pub parameters: Parameters,
     /// Noise that makes its samples exact; 0 if x0 itself is the sample.
     pub output_sigma: f64,
+    /// Mean `[D]` and factor L `[D, D]` in f64, where its samples are y with x = mean + L y.
+    coordinates: Option<[Tensor; 2]>,
+}
+
+impl Sampler {
+    /// Samples `[B, …]` in the coordinates that a user knows.
+    pub fn to_original(&self, x: &Tensor) -> Tensor {
+        match &self.coordinates {
+            Some([mean, factor]) => x.to_kind(Kind::Double).matmul(&factor.transpose(0, 1)) + mean,
+            None => x.shallow_clone(),
+        }
+    }
 }
 
 /// Reads a sampler that `dft train` wrote.
@@ -36,7 +48,15 @@ pub fn load_sampler(path: &Path, device: Device) -> Result<Sampler> {
     let spec: SamplerSpec = file.described("sampler")?;
     let network = SamplerNetwork::new(&spec).map_err(anyhow::Error::msg)?;
     let parameters = Parameters::from_file(network.layout(), &file, device)?;
-    Ok(Sampler { network, parameters, output_sigma: file.described("output_sigma")? })
+    let coordinates = if file.names().any(|name| name == COORDINATES[0]) {
+        let d: i64 = spec.shape.iter().product();
+        let [mean, factor] = COORDINATES;
+        let [mean, factor] = [file.tensor(mean, &[d])?, file.tensor(factor, &[d, d])?];
+        Some([mean, factor].map(|t| t.to_device(device)))
+    } else {
+        None
+    };
+    Ok(Sampler { network, parameters, output_sigma: file.described("output_sigma")?, coordinates })
 }
 
 /// Runs the command on this rank; sampling is one pass, so one rank does it.
@@ -81,7 +101,7 @@ fn draw(arguments: &Sample, sampler: &Sampler, device: Device) -> Tensor {
             let x = draw_samples(&sampler.network, &sampler.parameters, arguments.seed, at, sigma, device);
             done += at.1 as u64;
             progress.set(done, String::new);
-            x.to_device(Device::Cpu)
+            sampler.to_original(&x).to_device(Device::Cpu)
         })
         .collect();
     progress.finish();

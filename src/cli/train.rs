@@ -1,6 +1,7 @@
 //! `dft train`: a one-step sampler of the configured target.
 
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -10,16 +11,18 @@ use tracing::warn;
 
 use super::arguments::Train;
 use super::metrics::{Inputs, point_plan};
+use super::posterior::PosteriorMeasure;
+use super::reference;
 use super::run_directory::RunDirectory;
 use super::run_observer::{RunObserver, Yardsticks};
 use super::run_record::{device_name, run_attributes, target_name};
 use super::session::{Exit, STOPPED, Session};
 use crate::comm::World;
-use crate::config::{Plan, TrainFile, load};
+use crate::config::{EvaluateSection, Plan, TargetSection, TrainFile, load};
 use crate::metric::PointReference;
 use crate::model::write_atomically;
 use crate::record::RunFile;
-use crate::target::load_exact;
+use crate::target::{LogisticProblem, load_exact};
 use crate::train::{Networks, Outcome, State, Stop, run as train};
 
 /// Runs the command on this rank.
@@ -34,6 +37,8 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
     let inputs =
         session.prepare(Inputs::load(&plan.file.evaluate, networks.target.target(), world.device))?;
     let target = networks.target.target();
+    let problem = networks.target.problem().cloned();
+    let posterior = session.prepare(posterior(&plan, problem, world.is_root()))?;
     let points = session.prepare(point_plan(&plan.file.evaluate, &plan.file.target, target))?;
     // Trained on in f32, measured against in f64 where it has a closed form.
     let exact = points.as_ref().map(|_| load_exact(&plan.file.target, Kind::Double, world.device));
@@ -67,7 +72,11 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
     let points = points.zip(exact.as_deref());
     let points = points.map(|(points, exact)| PointReference::new(exact, points, world)).transpose();
     let points = session.work(points)?;
-    let yardsticks = Yardsticks { images: measure.as_ref(), points: points.as_ref() };
+    let yardsticks = Yardsticks {
+        images: measure.as_ref(),
+        points: points.as_ref(),
+        posterior: posterior.as_ref(),
+    };
     let first = state.iteration;
     let mut observer = RunObserver::new(&plan, world, &networks, yardsticks, record, first, true);
     let checkpoints = path.join("checkpoints");
@@ -90,6 +99,26 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
     let finished = observer.finish(&state, directory.as_ref());
     session.work(finished)?;
     session.work(world.collective().barrier())
+}
+
+/// How draws of a posterior are scored, with the reference draws if there are any.
+fn posterior(
+    plan: &Plan,
+    problem: Option<Rc<LogisticProblem>>,
+    is_root: bool,
+) -> Result<Option<PosteriorMeasure>> {
+    let (Some(problem), TargetSection::Logistic(section)) = (problem, &plan.file.target) else {
+        return Ok(None);
+    };
+    let EvaluateSection { samples, point_sets, references, .. } = &plan.file.evaluate;
+    let mut found = None;
+    if *point_sets > 0 {
+        found = reference::find(section, plan.file.run.seed, references)?;
+        if found.is_none() && is_root {
+            warn!("no reference draws of this posterior in {}; `dft reference CONFIG` makes them", references.display());
+        }
+    }
+    PosteriorMeasure::new(problem, (*samples, (*point_sets).max(1)), found.as_ref()).map(Some)
 }
 
 fn open(path: &Path, resume: bool) -> Result<(RunDirectory, Option<std::path::PathBuf>)> {

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::layers::Init;
-use super::weights_file::{WeightsError, WeightsFile};
+use super::weights_file::{COORDINATES, WeightsError, WeightsFile};
 use crate::rng::{Generator, Stream};
 
 /// Handle of one parameter, given out by [`Layout::add`].
@@ -175,7 +175,10 @@ impl Parameters {
         for entry in &layout.entries {
             parts.push(file.tensor(&entry.name, &entry.shape)?.to_kind(Kind::Float).reshape([-1]));
         }
-        if let Some(extra) = file.names().find(|name| layout.entries.iter().all(|e| e.name != **name)) {
+        let is_known = |name: &str| {
+            COORDINATES.contains(&name) || layout.entries.iter().any(|entry| entry.name == name)
+        };
+        if let Some(extra) = file.names().find(|name| !is_known(name)) {
             return Err(file.other_network(format!("it also holds `{extra}`")));
         }
         Ok(Self::from_flat(layout, Tensor::cat(&parts, 0).to_device(device)))

@@ -9,6 +9,9 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
 
+/// Names of the mean `[D]` and the factor L `[D, D]` in a sampler's file, where its samples are y with x = mean + L y.
+pub const COORDINATES: [&str; 2] = ["coordinates.mean", "coordinates.factor"];
+
 /// Why a weights file could not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {

@@ -145,6 +145,11 @@ impl LogisticProblem {
         y.to_kind(Kind::Double).matmul(&self.laplace.factor.transpose(0, 1)) + &self.laplace.mode
     }
 
+    /// Mode and factor of the coordinates that samples of [`target`](Self::target) are in, if it is whitened.
+    pub fn coordinates(&self) -> Option<(&Tensor, &Tensor)> {
+        self.section.whiten.then_some((&self.laplace.mode, &self.laplace.factor))
+    }
+
     /// Held-out rows `[N, d]`, the last column of ones, and their labels `[N]`, 0 or 1, on the CPU.
     pub fn test(&self) -> (&Tensor, &Tensor) {
         (&self.test.x, &self.test.y)
