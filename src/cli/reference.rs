@@ -105,7 +105,8 @@ fn key(posterior: &LogisticSection) -> Result<String> {
     match posterior.csv() {
         None => digest.update(Dataset::Covertype.files()[0].sha256),
         Some(path) => {
-            let mut file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let mut file =
+                fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
             let mut block = vec![0; 1 << 16];
             loop {
                 match file.read(&mut block)? {
@@ -125,14 +126,11 @@ pub fn run(arguments: &Reference) -> Result<(), Exit> {
     let world = &session.world;
     let plan = session.prepare(file.check(1))?;
     let TargetSection::Logistic(section) = &plan.file.target else {
-        return session
-            .prepare(Err("a reference is for target.kind = \"logistic\"; other targets have exact samples"));
+        return session.prepare(Err("a reference is for target.kind = \"logistic\"; other targets have exact samples"));
     };
     session.prepare(match world.size {
         1 => Ok(()),
-        size => Err(format!(
-            "{size} ranks, and one is wanted: its threads have all cores; start it without a launcher"
-        )),
+        size => Err(format!("{size} ranks, and one is wanted: its threads have all cores; start it without a launcher")),
     })?;
     let seed = plan.file.run.seed;
     let problem = session.prepare(LogisticProblem::load(section, seed, world))?;
@@ -173,7 +171,8 @@ fn sample(problem: &LogisticProblem, path: &Path, is_shown: bool) -> Result<Made
         adaptation_steps: ADAPTATION,
         target_acceptance: 0.8,
     });
-    let mut chains = McmcRun::new(&section, &target, &start, Generator::new(SEED, Stream::Chains, 1, 0))?;
+    let mut chains =
+        McmcRun::new(&section, &target, &start, Generator::new(SEED, Stream::Chains, 1, 0))?;
     let each = CHAINS as u64 * LEAPFROG;
     let most = 2 * ADAPTATION + (BLOCK * MOST_BLOCKS) as u64;
     let mut progress = Progress::new("reference", 0, most, is_shown);

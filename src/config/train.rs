@@ -333,7 +333,8 @@ impl TrainFile {
             ));
         }
         let ScoreSection { base, tail_scaling, frequencies, noise_scaling, .. } = self.score;
-        let is_for_vectors = base != ScoreBase::Gaussian || tail_scaling || frequencies != 0 || noise_scaling;
+        let is_for_vectors =
+            base != ScoreBase::Gaussian || tail_scaling || frequencies != 0 || noise_scaling;
         if is_for_vectors && self.score.kind != ScoreKind::Mlp {
             return Err(ConfigError::Invalid(
                 "score.base, score.tail_scaling, score.frequencies and score.noise_scaling are for score.kind = \"mlp\"; leave \
