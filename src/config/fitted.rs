@@ -27,13 +27,13 @@ pub struct MeanFieldSettings {
     pub samples: i64,
     /// Adam's step size, in units of the deviations that the fit starts with.
     pub learning_rate: f64,
-    /// Fraction of the iterations after which the step size falls along a cosine to zero.
+    /// Fraction of the iterations after which the step size falls along a cosine to zero, and iterates are averaged.
     pub cosine_from: f64,
 }
 
 impl Default for MeanFieldSettings {
     fn default() -> Self {
-        MeanFieldSettings { iterations: 4000, samples: 16, learning_rate: 0.05, cosine_from: 0.25 }
+        MeanFieldSettings { iterations: 4000, samples: 16, learning_rate: 0.05, cosine_from: 0.5 }
     }
 }
 

@@ -56,9 +56,10 @@ impl MeanField {
     ///
     /// ∂m = mean of s(x) · ∂r = mean of s(x)·eps·exp(r) + eps², s the target's score,
     ///
-    /// where eps² stands for the 1 that is the slope of the entropy: in the mean it is that, and where q is near the target
-    /// it cancels most of the noise of the first term (Roeder et al. 2017). Adam moves m and r in units of the start's
-    /// deviations, with a step size that falls to zero.
+    /// where eps² stands for the 1 that is the slope of the entropy: its mean is 1, and near the optimum it cancels the
+    /// noise that curvature along the axes brings (Roeder et al. 2017). Adam moves m and r in units of the start's
+    /// deviations; while its step size falls, the iterates are averaged, and the average is the fit. Measured on small
+    /// Gaussians and regressions, each of the two halves the error of the deviations, roughly.
     ///
     /// The optimum depends on the coordinates: of a whitened target it has all correlations of the whitening, so give the
     /// target in the coordinates of its unknowns. All numbers are f64, as a mean far from zero in units of the
@@ -85,6 +86,9 @@ impl MeanField {
             let mean = &origin + &unit * flat.narrow(0, 0, d);
             (mean, &unit * flat.narrow(0, d, d).exp())
         };
+        let mut sum = flat.zeros_like();
+        let first_averaged =
+            (settings.cosine_from * settings.iterations as f64).min(settings.iterations as f64 - 1.0) as u64;
         for iteration in 0..settings.iterations {
             target.redraw(&mut Generator::new(seed, Stream::MiniBatch, iteration, 0));
             let mut generator = Generator::new(seed, Stream::SamplerUpdate, iteration, 0);
@@ -99,9 +103,12 @@ impl MeanField {
             let fraction = iteration as f64 / settings.iterations as f64;
             let factor = learning_rate_factor(fraction, settings.cosine_from, 0.0);
             adam.update(&flat, &-gradient, settings.learning_rate * factor);
+            if iteration >= first_averaged {
+                sum += &flat;
+            }
             progress(iteration + 1);
         }
-        let (mean, deviation) = placed(&flat);
+        let (mean, deviation) = placed(&(sum / (settings.iterations - first_averaged) as f64));
         let evaluations = settings.iterations * settings.samples as u64;
         Ok(MeanField { mean, deviation, evaluations, seconds: began.elapsed().as_secs_f64() })
     }
