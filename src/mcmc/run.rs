@@ -79,9 +79,9 @@ impl<'a> McmcRun<'a> {
         section.check("mcmc")?;
         let start = checked_start(start, target)?;
         let target = Rc::new(Evaluator::new(target));
-        let mut noise = Noise::new(generator.clone(), &start);
-        let generator_seed = Noise::new(generator, &start).seed();
         let first = start.narrow(0, 0, (chains as i64).clamp(1, start.size()[0]));
+        let mut noise = Noise::new(generator.clone(), &first);
+        let generator_seed = Noise::new(generator, &first).seed();
         let kernel: Box<dyn Kernel + 'a> = match section {
             McmcSection::Ula(s) => Box::new(Langevin::unadjusted(&first, single(&s.step_size)?)),
             McmcSection::Sgld(s) => Box::new(Langevin::falling(&first, single(&s.step_size)?, s)),
