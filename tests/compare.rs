@@ -238,6 +238,27 @@ fn wrong_comparisons_are_refused_with_what_to_choose() {
             "budgets = []\n\n[[method]]\nname = \"svgd\"",
             &["ula", "budgets"],
         ),
+        // What is for posteriors of regressions, and for chains.
+        (
+            "mcmc = { kind = \"svgd\" }\nbudgets = [\"evaluations\"]",
+            "fitted = { kind = \"laplace\" }",
+            &["svgd", "posterior of a regression", "modes", "is none"],
+        ),
+        (
+            "mcmc = { kind = \"svgd\" }\nbudgets = [\"evaluations\"]",
+            "fitted = { kind = \"mean_field\", samples = 3 }",
+            &["svgd", "fitted.samples = 3", "even"],
+        ),
+        (
+            "mcmc = { kind = \"svgd\" }",
+            "fitted = { kind = \"laplace\" }",
+            &["svgd", "`set`", "`mcmc`", "`fitted`"],
+        ),
+        ("name = \"modes\"\n", "name = \"modes\"\nbest_of = 5\n", &["modes", "best_of", "regressions"]),
+        ("name = \"dft\"\n", "name = \"dft\"\nchains = 10\n", &["dft", "`chains`"]),
+        ("name = \"ula\"\n", "name = \"ula\"\nchains = 0\n", &["ula", "chains = 0", "score.samples = 200"]),
+        ("name = \"ula\"\n", "name = \"ula\"\nchains = 201\n", &["ula", "chains = 201", "score.samples"]),
+        ("budget_of = \"kl\"", "budget_of = \"kl\"\nstatistic = \"mode\"", &["mode", "median", "mean"]),
     ] {
         let config = CONFIG.replacen(from, to, 1);
         assert_ne!(config, CONFIG, "{from}");

@@ -518,6 +518,31 @@ fn sets_of_draws_are_the_states_at_equally_spaced_steps_of_the_second_half() {
     assert_eq!((run.steps(), run.draws(10).size()), (40, vec![5 * 5, 2]));
 }
 
+/// Chains do not know how long a set of draws is: those of the first starts move as if there were no others.
+#[test]
+fn fewer_chains_than_draws_move_as_they_would_alone_and_fill_their_sets_over_time() {
+    let target = gaussian(Kind::Double);
+    let (rows, few) = (40, 8);
+    let start = starts(rows, Kind::Double);
+    let hmc = McmcSection::Hmc(HmcSettings { adaptation_steps: 10, ..HmcSettings::default() });
+    for section in [ula(0.1), McmcSection::Sgld(SgldSettings::default()), mala(MalaSettings::default()), hmc]
+    {
+        let section = section.candidates().remove(0);
+        let mut all = new(&section, &target, &start.narrow(0, 0, few));
+        let mut set = McmcRun::with_chains(&section, &target, &start, few as usize, generator(0)).unwrap();
+        advance(&mut all, 20_000);
+        advance(&mut set, 20_000);
+        assert_eq!(all.positions(), set.positions());
+        assert_eq!((set.steps(), set.evaluations()), (all.steps(), all.evaluations()));
+        // Five steps of eight chains are a set of forty.
+        let draws = set.draws(3);
+        assert_eq!(draws.size(), [3 * rows, 2]);
+        let first = Vec::<f64>::try_from(draws.select(1, 0)).unwrap();
+        let states = first.chunks(few as usize).collect::<Vec<_>>();
+        assert!((1..states.len()).all(|i| !states[..i].contains(&states[i])), "a state is there twice");
+    }
+}
+
 #[test]
 fn settings_and_starts_that_do_not_fit_are_refused_with_what_was_wanted() {
     let target = gaussian(Kind::Float);

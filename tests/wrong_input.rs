@@ -53,6 +53,25 @@ impl Bench {
     }
 }
 
+/// A regression on `table`, whose rows stand in a file of that name unless `text` is empty.
+fn regression(bench: &Bench, text: &str, settings: &[&str]) -> Finished {
+    let table = bench.path("table.csv");
+    if !text.is_empty() {
+        fs::write(&table, text).unwrap();
+    }
+    let config = bench.path("regression.toml");
+    let recipe = fs::read_to_string(root().join("configs/covertype.toml")).unwrap();
+    let target = format!("data = \"{}\"\nlabel = \"y\"", table.display());
+    fs::write(&config, recipe.replace("data = \"data/covertype\"", &target)).unwrap();
+    let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+    bench.train(config.to_str().unwrap(), &settings)
+}
+
+/// Forty rows of two classes.
+fn table() -> String {
+    format!("age,y\n{}", "31,0\n42,1\n53,0\n64,1\n".repeat(10))
+}
+
 /// Exit code 2, one error line with all of `words`, and no run begun.
 #[track_caller]
 fn refused(finished: &Finished, words: &[&str]) {
@@ -140,6 +159,118 @@ fn targets_that_are_not_defined_are_refused() {
         fs::write(&config, format!("{}{target}\n\n{}", &text[..start], &text[end..])).unwrap();
         refused(&bench.train(config.to_str().unwrap(), &[]), &words);
     }
+    assert!(!bench.path("run").exists());
+}
+
+#[test]
+fn tables_that_are_not_two_classes_of_numbers_are_refused_with_file_line_and_column() {
+    let bench = Bench::new();
+    for (text, words) in [
+        ("age,x\n31,0\n42,1\n", &["table.csv", "no column \"y\"", "age, x"][..]),
+        (
+            "age,y\n31,0\nold,1\n42,1\n",
+            &["table.csv", "line 3", "column \"age\"", "wanted a number", "\"old\""],
+        ),
+        (
+            "age,y\n31,1\n42,1\n53,1\n",
+            &["table.csv", "column \"y\"", "two classes", "\"1\" in each of 3 rows"],
+        ),
+        ("age,y\n31,a\n42,b\n53,c\n", &["table.csv", "line 4", "third class \"c\""]),
+        ("age,y\n31,a\n42,b\n53,a\n", &["table.csv", "column \"y\"", "\"a\" and \"b\"", "positive"]),
+    ] {
+        refused(&regression(&bench, text, &[]), words);
+    }
+    // One of the six rows is held out, and it has one label.
+    let few = "age,y\n31,0\n42,1\n53,0\n64,1\n75,0\n36,1\n";
+    refused(&regression(&bench, few, &[]), &["test rows of split 0", "both classes", "another split"]);
+    let short = "age,y\n31,0\n42\n";
+    refused(&regression(&bench, short, &[]), &["table.csv", "line 3", "2 cells", "found 1"]);
+    // Two ranks read the same table and say it once.
+    let mut command = mpirun(2);
+    command
+        .current_dir(root())
+        .arg(env!("CARGO_BIN_EXE_dft"))
+        .arg("train")
+        .arg(bench.path("regression.toml"));
+    command.arg("--run").arg(bench.path("run"));
+    refused(&run_within(command, LIMIT), &["table.csv", "line 3", "2 cells"]);
+    assert!(!bench.path("run").exists());
+}
+
+#[test]
+fn regressions_that_are_not_defined_are_refused() {
+    let bench = Bench::new();
+    refused(&regression(&bench, "", &[]), &["reading", "table.csv", "No such file"]);
+    for (settings, words) in [
+        (&["target.data=data/covertype"][..], &["target.label = y", "nothing for Covertype"][..]),
+        (&["target.batch=0"], &["target.batch = 0", "1 row or more"]),
+        (&["target.test_fraction=1.0"], &["target.test_fraction = 1", "between 0 and 1"]),
+        (&["target.prior_rate=0.0"], &["target.prior_rate = 0", "above 0"]),
+        (&["target.scaling=robust"], &["robust", "standard"]),
+        (&["target.positive=\"2\""], &["table.csv", "positive class \"2\"", "\"0\" and \"1\""]),
+        (&["sampler.latent=2"], &["sampler.latent = 2", "dimension 3"]),
+    ] {
+        refused(&regression(&bench, &table(), settings), words);
+    }
+    let config = bench.path("unlabelled.toml");
+    let text = fs::read_to_string(bench.path("regression.toml")).unwrap();
+    fs::write(&config, text.replace("label = \"y\"\n", "")).unwrap();
+    refused(
+        &bench.train(config.to_str().unwrap(), &[]),
+        &["target.label = nothing", "label's column", ".csv"],
+    );
+    // Data that nobody has fetched say how to.
+    let absent = format!("target.data={}", bench.path("absent").display());
+    let finished = bench.train("configs/covertype.toml", &["--set", &absent]);
+    refused(&finished, &["absent", "dft data covertype"]);
+    assert!(!bench.path("run").exists());
+}
+
+#[test]
+fn references_are_refused_for_other_targets_and_on_several_ranks() {
+    refused(&dft(&["reference", "configs/quick.toml"]), &["logistic", "exact samples"]);
+    let bench = Bench::new();
+    assert_eq!(regression(&bench, &table(), &["target.batch=0"]).code, 2); // which leaves a table and a configuration
+    let mut command = mpirun(2);
+    command.current_dir(bench.path("")).arg(env!("CARGO_BIN_EXE_dft")).args(["reference", "regression.toml"]);
+    refused(&run_within(command, LIMIT), &["2 ranks", "without a launcher"]);
+    assert!(!bench.path("data").exists());
+}
+
+#[test]
+fn smoothing_is_refused_where_it_means_nothing() {
+    let bench = Bench::new();
+    for (settings, words) in [
+        (&["method.kind=dft"][..], &["method.smoothing = 64", "method.kind = \"kl\""][..]),
+        (&["method.phases=[{ at = 0.5, kind = \"hybrid\" }]"], &["method.smoothing", "in all phases"]),
+        (&["method.anneal_until=0.5"], &["method.smoothing", "anneal_until = 0"]),
+        (&["method.anneal_to=0.9"], &["method.smoothing", "anneal_to = 1"]),
+        (&["score.base=target"], &["method.smoothing", "score.base = \"target\""]),
+        (&["method.smoothing=1"], &["method.smoothing = 1", "2 and more"]),
+    ] {
+        let settings: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
+        refused(&bench.train("configs/planar/gmm40.toml", &settings), words);
+    }
+    assert!(!bench.path("run").exists());
+}
+
+#[test]
+fn settings_of_scores_of_vectors_are_refused_for_images() {
+    let bench = Bench::new();
+    for setting in [
+        "score.frequencies=5",
+        "score.noise_scaling=true",
+        "score.linear_skip=true",
+        "score.tail_scaling=true",
+        "score.base=target",
+    ] {
+        let key = setting.split_once('=').unwrap().0;
+        refused(&bench.train("configs/mnist.toml", &["--set", setting]), &[key, "score.kind = \"mlp\""]);
+    }
+    refused(
+        &bench.train("configs/quick.toml", &["--set", "score.frequencies=17"]),
+        &["score.frequencies = 17", "0 to 16"],
+    );
     assert!(!bench.path("run").exists());
 }
 

@@ -1,6 +1,7 @@
 //! `dft sample`: draws from a trained sampler into a file.
 
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor};
@@ -68,12 +69,19 @@ pub fn run(arguments: &Sample) -> Result<(), Exit> {
         load_sampler(&weights_path(&arguments.run), device)
     })?;
     let Some(sampler) = prepared else { return Ok(()) };
+    let began = Instant::now();
     let samples = draw(arguments, &sampler, device);
+    let seconds = began.elapsed().as_secs_f64();
     session.work(
         write_samples_file(&arguments.output, &samples, arguments.force)
             .with_context(|| format!("cannot write samples to {}", arguments.output.display())),
     )?;
-    info!("{} samples {:?} in {}", arguments.number, &samples.size()[1..], arguments.output.display());
+    info!(
+        "{} samples {:?} in {}, drawn in {seconds:.2} s",
+        arguments.number,
+        &samples.size()[1..],
+        arguments.output.display()
+    );
     Ok(())
 }
 

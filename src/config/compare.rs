@@ -299,7 +299,8 @@ impl CompareFile {
                 both.is_none(),
                 "method",
                 &both.map_or("", |method| &method.name),
-                "one of `set` for a trained method, `mcmc` with one or both `budgets` for Markov chains, and `fitted`",
+                "one of `set` for a trained method, `mcmc` for Markov chains, which alone have `chains` and one or both `budgets`, \
+                 and `fitted`",
             ),
             (!self.run.seeds.is_empty() && !repeated_seed, "run.seeds", &seeds, "a list of seeds, each once"),
             (self.score.samples >= 2, "score.samples", &self.score.samples, "2 or more"),

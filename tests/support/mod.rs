@@ -3,6 +3,8 @@
 // Every test binary compiles this module for itself and uses its own part of it.
 #![allow(dead_code)]
 
+pub mod table;
+
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;

@@ -109,6 +109,8 @@ fn make_references(
         if bench.is_posterior(job) && !stop.load(Ordering::Relaxed) {
             let name = format!("reference+{}+{}", job.target, job.seed);
             if claim(directory, &name)? {
+                let target = &bench.plan.file.targets[job.target].name;
+                info!("{target} · reference draws of seed {}, made if they are not there", job.seed);
                 bench.posterior(job).map_err(|error| anyhow!("{error:#}"))?;
             }
         }
