@@ -280,7 +280,27 @@ fn every_comparison_in_the_repository_is_valid() {
         file.check().unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         found += 1;
     }
-    assert!(found >= 1);
+    assert!(found >= 2);
+}
+
+#[test]
+fn the_example_of_the_documentation_is_valid() {
+    let page = fs::read_to_string(root().join("docs/compare.md")).unwrap();
+    let (_, rest) = page.split_once("```toml\n").unwrap();
+    let bench = Bench::new(rest.split_once("```").unwrap().0);
+    let config = bench.directory.path().join("compare.toml");
+    let file: dft::config::CompareFile = dft::config::load(&config, &[]).unwrap();
+    // What it calls a default is one.
+    let bare = ["statistic = ", "references = ", "budgets = "];
+    let text = fs::read_to_string(&config).unwrap();
+    let kept: Vec<&str> = text.lines().filter(|line| !bare.iter().any(|key| line.starts_with(key))).collect();
+    fs::write(&config, kept.join("\n")).unwrap();
+    let shorter: dft::config::CompareFile = dft::config::load(&config, &[]).unwrap();
+    assert_eq!(shorter.run, file.run);
+    for (short, long) in shorter.methods.iter().zip(&file.methods) {
+        assert_eq!(short.budgets(), long.budgets());
+    }
+    file.check().unwrap();
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn train(world: &World, disturb: impl Fn(&State)) -> (Result<(), TrainError>, St
     let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/quick.toml");
     let settings = ["train.iterations=20", "train.warmup_updates=5", "checkpoint.every=10"].map(String::from);
     let plan = load::<TrainFile>(&config, &settings).unwrap().check(world.size).unwrap();
-    let networks = Networks::build(&plan, &world).unwrap();
+    let networks = Networks::build(&plan, world).unwrap();
     let mut state = State::initial(&plan, &networks, world.device);
     disturb(&state);
     let directory = tempfile::tempdir().unwrap();

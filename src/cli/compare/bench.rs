@@ -117,6 +117,9 @@ impl Posterior {
     }
 }
 
+/// A posterior, of a target and a seed.
+type Split = ((usize, u64), Rc<Posterior>);
+
 /// Targets with their yardsticks, on this rank.
 pub struct Bench<'a> {
     /// The comparison.
@@ -126,8 +129,8 @@ pub struct Bench<'a> {
     targets: &'a [Option<LoadedTarget>],
     /// By target and number of sets.
     yardsticks: RefCell<BTreeMap<(usize, usize), Rc<PointReference<'a>>>>,
-    /// The latest, by target and seed: one holds the data.
-    posterior: RefCell<Option<((usize, u64), Rc<Posterior>)>>,
+    /// The latest: one holds the data.
+    posterior: RefCell<Option<Split>>,
     /// Content of the targets' files.
     contents: RefCell<BTreeMap<usize, String>>,
 }

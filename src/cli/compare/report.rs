@@ -56,6 +56,20 @@ struct Spread {
     around: Option<Around>,
 }
 
+impl Spread {
+    /// As a table has it for a metric.
+    fn shown(&self, metric: &str) -> String {
+        let show = |value| shown(metric, value);
+        match &self.around {
+            Some(Around::Range(least, greatest)) => {
+                format!("{} [{}, {}]", show(self.middle), show(*least), show(*greatest))
+            }
+            Some(Around::Error(error)) => format!("{} ± {}", show(self.middle), show(*error)),
+            None => show(self.middle),
+        }
+    }
+}
+
 enum Around {
     /// Least and greatest.
     Range(f64, f64),
@@ -87,8 +101,9 @@ impl Group<'_> {
         self.spread(|row| row.metrics.get(name).map(|score| score.value))
     }
 
-    fn floor(&self, name: &str) -> Option<f64> {
-        self.rows.iter().find_map(|row| row.metrics.get(name)?.floor)
+    /// One value for targets in closed form; for posteriors every seed has a split, and a floor, of its own.
+    fn floor(&self, name: &str) -> Option<Spread> {
+        self.spread(|row| row.metrics.get(name)?.floor)
     }
 
     /// Sets that the scores are means over.
@@ -167,11 +182,13 @@ fn tables(plan: &ComparePlan, rows: &[ResultRow]) -> Vec<(String, Table, Vec<Vec
         let mut lines = vec![header];
         let mut floors = vec!["exact samples".to_string(), "floor".into(), "–".into(), "–".into()];
         for (name, _) in &metrics {
-            // Of scores over the most sets: the floor of one set is another draw of the same.
-            let most =
-                groups.iter().filter(|group| group.floor(name).is_some()).max_by_key(|group| group.sets());
+            // Of scores over the most sets, as the floor of one set is another draw of the same, and of most seeds.
+            let most = groups
+                .iter()
+                .filter(|group| group.floor(name).is_some())
+                .max_by_key(|group| (group.sets(), group.rows.len() - group.failures()));
             let floor = most.and_then(|group| group.floor(name));
-            floors.push(floor.map_or("–".into(), |floor| shown(name, floor)));
+            floors.push(floor.map_or("–".into(), |floor| floor.shown(name)));
         }
         lines.push(floors);
         lines.extend(groups.iter().map(|group| line(group, &metrics, plan.file.score.sets)));
@@ -208,16 +225,7 @@ fn line(group: &Group, metrics: &[&(&str, &str)], wanted_sets: usize) -> Vec<Str
         cells.push(match (group.metric(name), group.failures()) {
             (None, 0) => "–".into(),
             (None, n) => format!("{n} of {} failed", group.rows.len()),
-            (Some(Spread { middle, around }), _) => {
-                let show = |value| shown(name, value);
-                match around {
-                    Some(Around::Range(least, greatest)) => {
-                        format!("{} [{}, {}]{failed}", show(middle), show(least), show(greatest))
-                    }
-                    Some(Around::Error(error)) => format!("{} ± {}{failed}", show(middle), show(error)),
-                    None => format!("{}{failed}", show(middle)),
-                }
-            }
+            (Some(spread), _) => format!("{}{failed}", spread.shown(name)),
         });
     }
     cells
