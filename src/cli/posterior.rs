@@ -35,7 +35,10 @@ impl PosteriorMeasure {
         reference: Option<&ReferenceDraws>,
     ) -> Result<Self> {
         let reference = reference.map(|found| {
-            let measure = PosteriorReference::new(&problem.to_whitened(&found.draws), samples, sets)?;
+            // As many as are effective: floors count them as independent.
+            let stride = (found.draws.size()[0] as f64 / found.ess).ceil().max(1.0) as i64;
+            let thinned = found.draws.slice(0, None, None, stride);
+            let measure = PosteriorReference::new(&problem.to_whitened(&thinned), samples, sets)?;
             // Rows in the order of chains, so equally spaced ones are of all chains.
             let rows = PREDICTING.min((samples * sets) as i64).min(found.draws.size()[0]);
             let spaced = Tensor::arange(rows, (Kind::Int64, found.draws.device()));

@@ -71,11 +71,14 @@ pub fn reference(
     is_shown: bool,
 ) -> Result<ReferenceDraws> {
     let (posterior, path) = place(section, split, home)?;
-    if let Ok(found) = read(&path) {
+    if let Some(found) = read(&path)? {
         return Ok(found);
     }
     let made = sample(problem, &path, is_shown)?;
     write(&made, &posterior)?;
+    if made.summary.r_hat >= WANTED_R_HAT || made.summary.ess < WANTED_ESS {
+        warn_of(&made.summary);
+    }
     Ok(made.summary)
 }
 
@@ -84,11 +87,14 @@ pub fn reference(
 /// # Errors
 /// If the data cannot be read.
 pub fn find(section: &LogisticSection, split: u64, home: &Path) -> Result<Option<ReferenceDraws>> {
-    Ok(read(&place(section, split, home)?.1).ok())
+    read(&place(section, split, home)?.1)
 }
 
 /// A posterior with its split, and where its draws are kept.
-fn place(section: &LogisticSection, split: u64, home: &Path) -> Result<(LogisticSection, PathBuf)> {
+///
+/// # Errors
+/// If its data cannot be read.
+pub fn place(section: &LogisticSection, split: u64, home: &Path) -> Result<(LogisticSection, PathBuf)> {
     let posterior = LogisticSection { split: Some(section.split.unwrap_or(split)), ..section.posterior() };
     let path = home.join(format!("{}.h5", &key(&posterior)?[..16]));
     Ok((posterior, path))
@@ -182,7 +188,7 @@ fn sample(problem: &LogisticProblem, path: &Path, is_shown: bool) -> Result<Made
     }
     let mut draws: Vec<Tensor> = Vec::new();
     let (mut r_hat, mut ess) = (f64::INFINITY, 0.0);
-    for block in 0..MOST_BLOCKS {
+    for _ in 0..MOST_BLOCKS {
         for _ in 0..BLOCK {
             draws.push(step(&mut chains)?);
         }
@@ -190,13 +196,6 @@ fn sample(problem: &LogisticProblem, path: &Path, is_shown: bool) -> Result<Made
         (r_hat, ess) = (found.worst_r_hat(), found.least_ess_bulk().min(found.least_ess_tail()));
         if r_hat < WANTED_R_HAT && ess >= WANTED_ESS {
             break;
-        }
-        if block + 1 == MOST_BLOCKS {
-            warn!(
-                "the reference chains have R-hat {r_hat:.3} and {ess:.0} effective draws after {} draws each, where \
-                 {WANTED_R_HAT} and {WANTED_ESS} were wanted: errors measured against them include their own",
-                draws.len()
-            );
         }
     }
     progress.finish();
@@ -253,7 +252,31 @@ fn write(made: &Made, posterior: &LogisticSection) -> Result<()> {
     fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn read(path: &Path) -> Result<ReferenceDraws> {
+/// Draws that are kept in a file, if it is there.
+fn read(path: &Path) -> Result<Option<ReferenceDraws>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let found = read_draws(path).with_context(|| {
+        format!("{} holds no reference draws; remove it to make them again", path.display())
+    })?;
+    if found.r_hat >= WANTED_R_HAT || found.ess < WANTED_ESS {
+        warn_of(&found);
+    }
+    Ok(Some(found))
+}
+
+fn warn_of(found: &ReferenceDraws) {
+    warn!(
+        "the reference draws in {} have R-hat {:.3} and {:.0} effective draws, where {WANTED_R_HAT} and {WANTED_ESS} \
+         were wanted: errors measured against them include their own",
+        found.path.display(),
+        found.r_hat,
+        found.ess
+    );
+}
+
+fn read_draws(path: &Path) -> Result<ReferenceDraws> {
     let file = RunReader::open(path)?;
     let attributes = file.attributes()?;
     let number = |name: &str| match attributes.get(name) {

@@ -82,7 +82,7 @@ pub struct Summary {
     pub device: String,
     /// Iterations done.
     pub iterations: u64,
-    /// Seconds of training, evaluations during it included.
+    /// Seconds of training, evaluations during it left out.
     pub seconds: f64,
     /// Rate in the steady state, without evaluations.
     pub iterations_per_second: f64,

@@ -184,6 +184,11 @@ impl McmcSection {
         }
     }
 
+    /// Whether estimates of the score serve it: a chain that accepts by the density needs the exact one.
+    pub fn takes_estimates(&self) -> bool {
+        matches!(self, McmcSection::Ula(_) | McmcSection::Sgld(_) | McmcSection::Svgd(_))
+    }
+
     /// The same baseline once for each of its step sizes, in the order written.
     pub fn candidates(&self) -> Vec<McmcSection> {
         let with_each = |sizes: &StepSizes, make: &dyn Fn(StepSizes) -> McmcSection| {

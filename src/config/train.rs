@@ -325,6 +325,7 @@ impl TrainFile {
         ])?;
         self.check_features()?;
         self.target.check()?;
+        self.check_regression(world_size)?;
         if train.schedule == Schedule::Simultaneous && self.method.variance == Variance::ControlVariate {
             return Err(ConfigError::Invalid(
                 "method.variance = \"control_variate\" needs the score network at x0 as well, which one forward and \
@@ -350,6 +351,26 @@ impl TrainFile {
             ));
         }
         Ok(Plan { file: self })
+    }
+
+    /// What fields do not fit the posterior of a regression.
+    fn check_regression(&self, world_size: usize) -> Result<(), ConfigError> {
+        let TargetSection::Logistic(section) = &self.target else { return Ok(()) };
+        let is_fisher = self.method.kinds().any(|kind| kind == FieldKind::Fisher);
+        require(&[
+            (
+                !is_fisher || (world_size == 1 && section.batch.is_none()),
+                "method.kind",
+                &"fisher",
+                "\"dft\" for this target: the divergence wants all rows on one rank, and no mini-batches",
+            ),
+            (
+                self.method.smoothing == 0 || section.batch.is_none(),
+                "target.batch",
+                &section.batch.unwrap_or(0),
+                "nothing with method.smoothing, which weighs points by their exact log-densities",
+            ),
+        ])
     }
 
     fn check_features(&self) -> Result<(), ConfigError> {

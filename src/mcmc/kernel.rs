@@ -33,11 +33,6 @@ pub(super) trait Kernel {
         None
     }
 
-    /// Whether estimates of the score serve it: a chain that accepts by the density needs the exact one.
-    fn takes_estimates(&self) -> bool {
-        false
-    }
-
     /// Whether states at different times are draws of one density; only the last set of particles is.
     fn is_chain(&self) -> bool {
         true

@@ -69,10 +69,6 @@ impl Kernel for Langevin {
         self.x.size()[0] as u64
     }
 
-    fn takes_estimates(&self) -> bool {
-        true
-    }
-
     fn positions(&self) -> Tensor {
         self.x.shallow_clone()
     }

@@ -32,6 +32,7 @@ pub struct McmcRun<'a> {
     noise: Noise,
     /// Of the mini-batches, where the target is estimated.
     seed: u64,
+    takes_estimates: bool,
     snapshots: Snapshots,
     /// N: rows of a set of draws.
     set: i64,
@@ -103,6 +104,7 @@ impl<'a> McmcRun<'a> {
             target,
             kernel,
             seed,
+            takes_estimates: section.takes_estimates(),
             noise,
             snapshots: Snapshots::new(SNAPSHOTS * per_set(set, rows) as usize),
             set,
@@ -133,7 +135,7 @@ impl<'a> McmcRun<'a> {
             && seconds.is_none_or(|most| self.seconds < most)
         {
             let is_adapting = self.kernel.is_adapting();
-            if self.kernel.takes_estimates() {
+            if self.takes_estimates {
                 self.target.redraw(&mut Generator::new(self.seed, Stream::MiniBatch, self.steps, 0));
             }
             self.kernel.step(&self.target, &mut self.noise)?;
@@ -181,7 +183,7 @@ impl<'a> McmcRun<'a> {
         self.target.shaped(&Tensor::cat(&sets, 0))
     }
 
-    /// Current states `[rows, …shape]`; rows is N, but for `nuts` its chains.
+    /// Current states `[rows, …shape]`; rows are the chains: N if no other number was given.
     pub fn positions(&self) -> Tensor {
         self.target.shaped(&self.kernel.positions())
     }

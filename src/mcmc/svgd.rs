@@ -82,10 +82,6 @@ impl Kernel for Svgd {
         self.x.size()[0] as u64
     }
 
-    fn takes_estimates(&self) -> bool {
-        true
-    }
-
     fn positions(&self) -> Tensor {
         self.x.shallow_clone()
     }

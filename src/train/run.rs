@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tch::{Device, Tensor, no_grad};
 
@@ -55,6 +55,7 @@ pub fn run(
     let trainer = Trainer::new(plan, world, networks);
     let started = Instant::now();
     let seconds_before = state.wall_seconds;
+    let mut evaluating = Duration::ZERO; // no part of training
 
     // Warm-up: the score network catches up with the sampler it starts beside.
     while state.iteration == 0 && state.score_updates < settings.warmup_updates {
@@ -91,7 +92,7 @@ pub fn run(
         );
 
         // Report.
-        state.wall_seconds = seconds_before + started.elapsed().as_secs_f64();
+        state.wall_seconds = seconds_before + (started.elapsed() - evaluating).as_secs_f64();
         let (low, high) = plan.file.method.sigma.band(fraction);
         observer.observe(&Event::Iteration(&Row {
             iteration: state.iteration,
@@ -108,7 +109,9 @@ pub fn run(
         let is_last = state.iteration == settings.iterations;
         let every = plan.file.evaluate.every;
         if is_last || (every > 0 && state.iteration.is_multiple_of(every)) {
+            let began = Instant::now();
             observer.observe(&Event::Evaluation(state))?;
+            evaluating += began.elapsed();
         }
         if is_last || is_stop_asked || state.iteration.is_multiple_of(plan.file.checkpoint.every) {
             save(plan, world, state, observer, checkpoints)?;
@@ -136,6 +139,10 @@ fn save(
     }
     Ok(world.collective().barrier()?)
 }
+
+/// Updates that draw rows of data, as the shard of their stream.
+const OF_SAMPLER: u64 = 0;
+const OF_SCORE: u64 = 1;
 
 /// Everything an update needs that does not change.
 struct Trainer<'a> {
@@ -210,9 +217,9 @@ impl<'a> Trainer<'a> {
     }
 
     /// Draws the rows of data that the target is estimated from, the same on all ranks.
-    fn redraw(&self, state: &State) {
-        let key = (self.plan.file.run.seed, Stream::MiniBatch, state.iteration);
-        self.networks.target.target().redraw(&mut Generator::new(key.0, key.1, key.2, 0));
+    fn redraw(&self, update: u64, purpose: u64) {
+        let mut generator = Generator::new(self.plan.file.run.seed, Stream::MiniBatch, update, purpose);
+        self.networks.target.target().redraw(&mut generator);
     }
 
     /// Every rank has as many rows, so the evaluations of all ranks are known without asking.
@@ -229,6 +236,7 @@ impl<'a> Trainer<'a> {
         let rows = self.global_rows(&at);
         let target = self.target(fraction);
         let base = (self.networks.score.spec().base == ScoreBase::Target).then(|| {
+            self.redraw(state.score_updates, OF_SCORE);
             let evaluations = if target.is_evaluated() { at.rows() } else { 0 };
             self.count(state, evaluations);
             target.score(&at.x, &at.sigma)
@@ -260,7 +268,7 @@ impl<'a> Trainer<'a> {
         let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);
         let at = self.perturb_for_field(&x0, &draw, state.iteration);
         let network = (&self.networks.score, state.score.frozen());
-        self.redraw(state);
+        self.redraw(state.iteration, OF_SAMPLER);
         let value = self.field(state, fraction, &x0, &at, &mut |base, wants| {
             ScoreAt::evaluate(network, &at, base, wants)
         });
@@ -286,7 +294,7 @@ impl<'a> Trainer<'a> {
         let at = self.perturb_for_field(&x0, &draw, state.iteration);
         let rows = self.global_rows(&at);
         let network = (&self.networks.score, state.score.tracked());
-        self.redraw(state);
+        self.redraw(state.iteration, OF_SAMPLER);
         let mut score_loss = None;
         let value = self.field(state, fraction, &x0, &at, &mut |base, wants_product| {
             let (loss, score) = score_loss_and_products(section, network, &at, base, rows, wants_product);

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use anyhow::{Context, Result};
@@ -13,7 +13,7 @@ use super::job::Job;
 use super::results::{ResultRow, Rows};
 use crate::cli::metrics::{NotFinite, is_ring, point_scores};
 use crate::cli::posterior::PosteriorMeasure;
-use crate::cli::reference::{ReferenceDraws, reference};
+use crate::cli::reference::{ReferenceDraws, place, reference};
 use crate::cli::run_record::device_name;
 use crate::comm::World;
 use crate::config::{ComparePlan, LogisticSection, Plan, TargetEntry, TargetSection};
@@ -166,9 +166,15 @@ impl<'a> Bench<'a> {
         self.targets[job.target].as_ref()
     }
 
-    /// Whether the target of a job is the posterior of a regression.
-    pub fn is_posterior(&self, job: &Job) -> bool {
-        self.targets[job.target].is_none()
+    /// Where the reference draws of a job's target are kept, if it is the posterior of a regression.
+    ///
+    /// # Errors
+    /// If its data cannot be read.
+    pub fn reference_path(&self, job: &Job) -> Result<Option<PathBuf>> {
+        let TargetSection::Logistic(section) = &self.plan.recipes[job.target].file.target else {
+            return Ok(None);
+        };
+        Ok(Some(place(section, job.seed, &self.plan.file.run.references)?.1))
     }
 
     /// The posterior of a job, with its split and its reference; `None` for targets of another kind.
@@ -260,14 +266,21 @@ impl<'a> Bench<'a> {
     ///
     /// # Errors
     /// If that file cannot be read.
-    pub fn common_key(&self, target: usize) -> Result<String> {
-        let device = device_name(self.world);
-        let best_of = self.plan.file.targets[target].best_of;
-        Ok(format!("{:?} {best_of:?} {device} {}", self.plan.file.score, self.content(target)?))
+    pub fn common_key(&self, job: &Job) -> Result<String> {
+        let (device, file) = (device_name(self.world), &self.plan.file);
+        let reference = match self.reference_path(job)? {
+            Some(path) => path.display().to_string(),
+            None => String::new(),
+        };
+        let best_of = file.targets[job.target].best_of;
+        Ok(format!("{:?} {best_of:?} {device} {reference} {}", file.score, self.content(job.target)?))
     }
 
     /// SHA-256 of the target's file, if it has one.
-    fn content(&self, target: usize) -> Result<String> {
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn content(&self, target: usize) -> Result<String> {
         if let Some(found) = self.contents.borrow().get(&target) {
             return Ok(found.clone());
         }

@@ -43,7 +43,7 @@ impl Bench<'_> {
         let key = key_of(&[
             &serde_json::to_string(&(section, &recipe.target, &recipe.sampler, &budgets, method.chains))?,
             &format!("{} {:e} {}", spent.target_evaluations, spent.seconds, job.seed),
-            &self.common_key(job.target)?,
+            &self.common_key(job)?,
         ]);
         if let Some(rows) = Rows::read(home, &key) {
             return Ok(rows);
@@ -77,8 +77,7 @@ impl Bench<'_> {
         let file = &self.plan.file;
         let sampler = &self.plan.recipes[job.target].file.sampler;
         let posterior = self.posterior(job)?;
-        let takes_estimates =
-            matches!(section, McmcSection::Ula(_) | McmcSection::Sgld(_) | McmcSection::Svgd(_));
+        let takes_estimates = section.takes_estimates();
         // NUTS runs single chains on the host and adapts a mass matrix: it gets the closed form in f64.
         let kind = if matches!(section, McmcSection::Nuts(_)) { Kind::Double } else { Kind::Float };
         let (target, cost): (&dyn Target, f64) = match (&posterior, self.target(job)) {
@@ -101,23 +100,43 @@ impl Bench<'_> {
         };
         let method = &file.methods[job.method];
         let chains = method.chains.unwrap_or(file.score.samples);
-        let (chosen, tuning) = choose(section, target, &start(TUNING), job.seed, affordable)?;
+        // Of a posterior by the exact score, in whitened coordinates: the noise of one mini-batch would decide.
+        let discrepancy = |x: &Tensor| match &posterior {
+            Some(posterior) => {
+                let original = target.to_original(&x.to_kind(Kind::Double));
+                let y = posterior.problem.to_whitened(&original);
+                ksd(&Cloud::new(&y), &Cloud::new(&posterior.exact.score(&y))).v
+            }
+            None => ksd(&Cloud::new(x), &Cloud::new(&target.score(x))).v,
+        };
+        let trial = Trial {
+            start: &start(TUNING),
+            chains,
+            seed: job.seed,
+            evaluations: affordable,
+            discrepancy: &discrepancy,
+        };
+        let (chosen, tuning) = choose(section, target, &trial)?;
         let generator = Generator::new(job.seed, Stream::Chains, STEPS, 0);
         let mut run = McmcRun::with_chains(&chosen, target, &start(STARTS), chains, generator)?;
         let best_of = file.targets[job.target].best_of;
+        let (mut along, mut looked_at) = (Vec::new(), 0);
         let mut rows = Vec::new();
         // One run serves both budgets: it is read at the first that is spent and goes on to the other.
         let mut left = method.budgets();
         while !left.is_empty() {
             let evaluations = left.contains(&Budget::Evaluations).then_some(affordable);
             let seconds = left.contains(&Budget::Seconds).then_some(spent.seconds);
-            let mut along = Vec::new();
             if let (Some(times), Some(posterior)) = (best_of, &posterior) {
                 let measure = posterior.measure_along()?;
                 for part in 1..=times {
                     let fraction = part as f64 / times as f64;
                     let evaluations = evaluations.map(|most| (most as f64 * fraction) as u64);
                     run.run_until(evaluations, seconds.map(|most| most * fraction), &mut |_, _| {})?;
+                    if run.steps() == looked_at {
+                        continue;
+                    }
+                    looked_at = run.steps();
                     let x = target.to_original(&run.positions().to_kind(Kind::Double));
                     let rows = measure.rows().min(x.size()[0]);
                     let (scores, _) = measure.scores(&x.narrow(0, 0, rows), "")?;
@@ -138,7 +157,7 @@ impl Bench<'_> {
             row.acceptance = run.acceptance();
             row.tuning_evaluations = (tuning > 0).then_some(in_full(tuning));
             row.diverged_chains = Some(run.diverged_chains());
-            let x = target.to_original(&run.draws(file.score.sets as u64));
+            let x = target.to_original(&run.draws(file.score.sets as u64).to_kind(Kind::Double));
             if run.steps() == 0 || x.size()[0] < file.score.samples as i64 {
                 let draws = if run.steps() == 0 { 0 } else { x.size()[0] };
                 row.failure = Some(format!("{draws} draws in this budget, fewer than one set of samples"));
@@ -154,14 +173,21 @@ impl Bench<'_> {
     }
 }
 
+/// How step sizes are tried: from these starts, with this many chains and evaluations, and how states are judged.
+struct Trial<'t> {
+    start: &'t Tensor,
+    chains: usize,
+    seed: u64,
+    evaluations: u64,
+    discrepancy: &'t dyn Fn(&Tensor) -> f64,
+}
+
 /// The step size, of several, whose states after a part of the budget have the least kernel Stein discrepancy: a
-/// choice that needs no exact samples. Also the evaluations that this took.
+/// choice that needs no exact samples. Also the evaluations that this took, those for the discrepancies left out.
 fn choose(
     section: &McmcSection,
     target: &dyn Target,
-    start: &Tensor,
-    seed: u64,
-    evaluations: u64,
+    trial: &Trial,
 ) -> Result<(McmcSection, u64), McmcError> {
     let mut candidates = section.candidates();
     if candidates.len() == 1 {
@@ -169,13 +195,12 @@ fn choose(
     }
     let (mut best, mut spent) = (None, 0);
     for (number, candidate) in candidates.into_iter().enumerate() {
-        let generator = Generator::new(seed, Stream::Chains, TUNING, 1 + number as u64);
-        let mut run = McmcRun::new(&candidate, target, start, generator)?;
-        let steps = (evaluations / TRIAL).max(LEAST_TRIAL * start.size()[0] as u64);
-        run.run_until(Some(steps), None, &mut |_, _| {})?;
+        let generator = Generator::new(trial.seed, Stream::Chains, TUNING, 1 + number as u64);
+        let mut run = McmcRun::with_chains(&candidate, target, trial.start, trial.chains, generator)?;
+        let most = (trial.evaluations / TRIAL).max(LEAST_TRIAL * trial.chains as u64);
+        run.run_until(Some(most), None, &mut |_, _| {})?;
         spent += run.evaluations();
-        let x = run.positions();
-        let discrepancy = ksd(&Cloud::new(&x), &Cloud::new(&target.score(&x))).v;
+        let discrepancy = (trial.discrepancy)(&run.positions());
         let is_better = best.as_ref().is_none_or(|(least, _)| discrepancy < *least);
         if discrepancy.is_finite() && is_better {
             best = Some((discrepancy, candidate));

@@ -23,7 +23,7 @@ impl Bench<'_> {
         let key = key_of(&[
             &serde_json::to_string(&(section, &recipe.target))?,
             &job.seed.to_string(),
-            &self.common_key(job.target)?,
+            &self.common_key(job)?,
         ]);
         if let Some(rows) = Rows::read(home, &key) {
             return Ok(rows);
@@ -55,8 +55,9 @@ impl Bench<'_> {
         let mut generator = Generator::new(job.seed, Stream::Evaluation, 0, 0);
         match section {
             FittedSection::Laplace {} => {
-                // Each of Newton's steps goes over all rows once.
+                // A step of Newton's method goes over all rows once or, where it is halved, more often.
                 row.target_evaluations = laplace.steps as u64;
+                row.seconds = problem.laplace_seconds();
                 let z = generator.normal(&[rows, laplace.mode.size()[0]]).to_kind(Kind::Double);
                 Ok(problem.to_original(&z.to_device(laplace.mode.device())))
             }

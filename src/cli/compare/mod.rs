@@ -105,14 +105,17 @@ fn make_references(
     stop: &Arc<Stop>,
 ) -> Result<bool> {
     let mut seen = BTreeSet::new();
-    for job in jobs.iter().filter(|job| seen.insert((job.target, job.seed))) {
-        if bench.is_posterior(job) && !stop.load(Ordering::Relaxed) {
-            let name = format!("reference+{}+{}", job.target, job.seed);
-            if claim(directory, &name)? {
-                let target = &bench.plan.file.targets[job.target].name;
-                info!("{target} · reference draws of seed {}, made if they are not there", job.seed);
-                bench.posterior(job).map_err(|error| anyhow!("{error:#}"))?;
-            }
+    for job in jobs {
+        let Some(path) = bench.reference_path(job).map_err(|error| anyhow!("{error:#}"))? else { continue };
+        // Targets that differ in how they are computed share a reference.
+        if !seen.insert(path.clone()) || path.exists() || stop.load(Ordering::Relaxed) {
+            continue;
+        }
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        if claim(directory, &format!("reference+{name}"))? {
+            let target = &bench.plan.file.targets[job.target].name;
+            info!("{target} · making the reference draws of seed {}", job.seed);
+            bench.posterior(job).map_err(|error| anyhow!("{error:#}"))?;
         }
     }
     Ok(!session.world.any(stop.load(Ordering::Relaxed)))

@@ -293,6 +293,13 @@ fn markdown(
         file.score.samples,
         file.run.budget_of
     )?;
+    if file.targets.iter().any(|target| target.best_of.is_some()) {
+        writeln!(
+            text,
+            "\n**best accuracy** is the best of several looks at the test rows along the way, as in much of the literature: \
+             it is chosen on the rows it is measured on. Everything else is of the last iterate."
+        )?;
+    }
     for (target, _, lines) in tables {
         writeln!(text, "\n## {target}\n")?;
         for (number, line) in lines.iter().enumerate() {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use tch::Kind;
 use tracing::warn;
 
 use super::bench::Bench;
@@ -16,11 +17,12 @@ use crate::cli::run_observer::{RunObserver, Yardsticks};
 use crate::cli::summary::Score;
 use crate::cli::train::start_record;
 use crate::config::{CheckpointSection, EvaluateSection, Plan, TrainFile, load};
+use crate::model::write_atomically;
 use crate::record::RunReader;
 use crate::train::{Networks, Outcome, State, Stop, TrainError, run as train};
 
-/// The setting of rows whose accuracy is the best along training.
-pub const BEST_ALONG: &str = "best along the way";
+/// The setting of their rows.
+const SETTING: &str = "trained";
 
 impl Bench<'_> {
     /// Trains, or finds that it is done; `None` if it was stopped.
@@ -29,16 +31,17 @@ impl Bench<'_> {
         let mut plan = self.plan.train_plan(job.target, job.method, job.seed);
         let best_of = file.targets[job.target].best_of;
         if let Some(times) = best_of {
-            plan.file.evaluate.every = (plan.file.train.iterations / times).max(1);
+            plan.file.evaluate.every = plan.file.train.iterations.div_ceil(times);
         }
-        let key = key_of(&[&identity(&plan.file), &self.common_key(job.target)?]);
+        let key = key_of(&[&identity(&plan.file), &self.common_key(job)?]);
         if let Some(rows) = Rows::read(home, &key) {
             return Ok(Some(rows));
         }
         let world = self.world;
         let networks = Networks::build(&plan, world)?;
         let mut state = State::initial(&plan, &networks, world.device);
-        let directory = continue_or_start(home, &plan, &mut state)?;
+        let besides = format!("{} {best_of:?}", self.content(job.target)?);
+        let directory = continue_or_start(home, &plan, &besides, &mut state)?;
         let record = start_record(home, world, &plan, &state)?;
         let first = state.iteration;
         let along = match (best_of, self.posterior(job)?) {
@@ -48,8 +51,7 @@ impl Bench<'_> {
         let yardsticks = Yardsticks { posterior: along.as_deref(), ..Yardsticks::default() };
         let mut observer = RunObserver::new(&plan, world, &networks, yardsticks, Some(record), first, false);
         let checkpoints = home.join("checkpoints");
-        let setting = if best_of.is_some() { BEST_ALONG } else { "trained" };
-        let mut row = job.row(self.plan, setting, world);
+        let mut row = job.row(self.plan, SETTING, world);
         match train(&plan, world, &networks, &mut state, &mut observer, &checkpoints, stop) {
             Ok(Outcome::Done) => {}
             Ok(Outcome::Stopped) => {
@@ -80,12 +82,12 @@ impl Bench<'_> {
                     sigma,
                     world.device,
                 );
-                target.to_original(&x)
+                target.to_original(&x.to_kind(Kind::Double))
             };
             let began = Instant::now();
             let x = draw(sigma);
             row.sampling_seconds = Some(began.elapsed().as_secs_f64() / file.score.sets as f64);
-            self.keep_samples(home, setting, &x)?;
+            self.keep_samples(home, SETTING, &x)?;
             self.score(&mut row, job, &x, "")?;
             if sigma > 0.0 && row.failure.is_none() {
                 self.score(&mut row, job, &draw(0.0), "_clean")?;
@@ -110,13 +112,17 @@ fn identity(file: &TrainFile) -> String {
     toml::to_string(&file).expect("a configuration is a table of plain values")
 }
 
-/// Opens the run directory of a training job: continues a run of the same configuration from its checkpoint, and
-/// starts anew in place of one of another.
-fn continue_or_start(home: &Path, plan: &Plan, state: &mut State) -> Result<RunDirectory> {
-    let config = home.join("config.toml");
+/// File that says what a run depends on besides its configuration.
+const TRAINED_ON: &str = "trained-on.txt";
+
+/// Opens the run directory of a training job: continues a run of the same configuration, and of the same content of
+/// its files, from its checkpoint, and starts anew in place of another.
+fn continue_or_start(home: &Path, plan: &Plan, besides: &str, state: &mut State) -> Result<RunDirectory> {
+    let (config, trained_on) = (home.join("config.toml"), home.join(TRAINED_ON));
     if config.exists() {
         let found = load::<TrainFile>(&config, &[]);
-        if found.is_ok_and(|found| identity(&found) == identity(&plan.file)) {
+        let is_same = found.is_ok_and(|found| identity(&found) == identity(&plan.file));
+        if is_same && fs::read_to_string(&trained_on).is_ok_and(|found| found == besides) {
             let (directory, checkpoint) = RunDirectory::resume(home)?;
             if let Some(checkpoint) = checkpoint {
                 state.restore(&checkpoint, plan)?;
@@ -131,5 +137,8 @@ fn continue_or_start(home: &Path, plan: &Plan, state: &mut State) -> Result<RunD
             .and_then(|()| fs::remove_dir_all(&old))
             .with_context(|| format!("cannot clear {}", home.display()))?;
     }
-    RunDirectory::create(home)
+    let directory = RunDirectory::create(home)?;
+    write_atomically(&trained_on, besides.as_bytes())
+        .with_context(|| format!("cannot write {}", trained_on.display()))?;
+    Ok(directory)
 }

@@ -1,5 +1,7 @@
 //! From a configuration to a posterior with its data.
 
+use std::time::Instant;
+
 use tch::{Device, Kind, Tensor};
 
 use super::{Laplace, Logistic, LogisticPrior};
@@ -19,6 +21,7 @@ pub struct LogisticProblem {
     /// Training rows of all ranks.
     row_count: i64,
     laplace: Laplace,
+    laplace_seconds: f64,
     ranks: Option<SharedCollective>,
 }
 
@@ -69,7 +72,9 @@ impl LogisticProblem {
             world.device,
             ranks.clone(),
         )?;
+        let began = Instant::now();
         let laplace = likelihood.laplace()?;
+        let laplace_seconds = began.elapsed().as_secs_f64();
         Ok(LogisticProblem {
             section: section.clone(),
             plain,
@@ -77,6 +82,7 @@ impl LogisticProblem {
             device: world.device,
             row_count: rows,
             laplace,
+            laplace_seconds,
             ranks,
         })
     }
@@ -122,7 +128,10 @@ impl LogisticProblem {
         if form == Form::Configured && !self.section.control_variate {
             return plain.with_batch(self.section.batch);
         }
-        let heavy = self.section.heavy_rows.min(plain.row_count() as usize);
+        let heavy = match form {
+            Form::Surrogate => self.surrogate_rows(),
+            _ => (self.section.heavy_rows as i64).min(self.row_count),
+        } as usize;
         let anchored =
             plain.with_anchor(&self.laplace.weights(), &self.laplace.weights_covariance(), heavy)?;
         anchored.with_batch(match form {
@@ -141,16 +150,23 @@ impl LogisticProblem {
         &self.laplace
     }
 
+    /// Seconds that finding it took.
+    pub fn laplace_seconds(&self) -> f64 {
+        self.laplace_seconds
+    }
+
     /// y = L⁻¹ (x − mode) `[B, D]` of parameters `x` `[B, D]`, in f64: in units of the Laplace approximation.
     pub fn to_whitened(&self, x: &Tensor) -> Tensor {
-        let centred = (x.to_kind(Kind::Double) - &self.laplace.mode).transpose(0, 1);
+        let x = x.to_kind(Kind::Double).to_device(self.device);
+        let centred = (x - &self.laplace.mode).transpose(0, 1);
         let y = self.laplace.factor.linalg_solve_triangular(&centred, false, true, false);
         y.transpose(0, 1).contiguous()
     }
 
     /// x = mode + L y `[B, D]` of whitened `y` `[B, D]`, in f64.
     pub fn to_original(&self, y: &Tensor) -> Tensor {
-        y.to_kind(Kind::Double).matmul(&self.laplace.factor.transpose(0, 1)) + &self.laplace.mode
+        let y = y.to_kind(Kind::Double).to_device(self.device);
+        y.matmul(&self.laplace.factor.transpose(0, 1)) + &self.laplace.mode
     }
 
     /// Mode and factor of the coordinates that samples of [`target`](Self::target) are in, if it is whitened.
@@ -167,12 +183,20 @@ impl LogisticProblem {
     pub fn cost(&self) -> f64 {
         let Some(batch) = self.section.batch else { return 1.0 };
         let heavy = if self.section.control_variate { self.section.heavy_rows as i64 } else { 0 };
-        (heavy.min(self.row_count) + batch as i64) as f64 / self.row_count as f64
+        if heavy >= self.row_count {
+            return 1.0; // no row is left to draw from
+        }
+        (heavy + batch as i64) as f64 / self.row_count as f64
     }
 
     /// What an evaluation of [`surrogate`](Self::surrogate) costs, in evaluations over all rows.
     pub fn surrogate_cost(&self) -> f64 {
-        (self.section.heavy_rows as i64).min(self.row_count) as f64 / self.row_count as f64
+        self.surrogate_rows() as f64 / self.row_count as f64
+    }
+
+    /// Heavy rows of the surrogate: not those of the configuration, for references do not depend on it.
+    fn surrogate_rows(&self) -> i64 {
+        (LogisticSection::default().heavy_rows as i64).min(self.row_count)
     }
 }
 

@@ -203,6 +203,7 @@ impl Logistic {
     pub fn rows_per_evaluation(&self) -> i64 {
         match self.batch_rows {
             None => self.row_count,
+            Some(_) if self.numbering.count == 0 => self.row_count,
             Some(rows) => self.row_count - self.numbering.count + rows,
         }
     }
