@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::arguments::Reference;
 use super::progress::Progress;
+use super::run_record::features_attribute;
 use super::session::{Exit, Session};
 use crate::config::{HmcSettings, LogisticSection, McmcSection, TargetSection, TrainFile, load};
 use crate::data::{Dataset, file_sha256};
@@ -75,7 +76,7 @@ pub fn reference(
         return Ok(found);
     }
     let made = sample(problem, &path, is_shown)?;
-    write(&made, &posterior)?;
+    write(&made, &posterior, problem)?;
     if made.summary.r_hat >= WANTED_R_HAT || made.summary.ess < WANTED_ESS {
         warn_of(&made.summary);
     }
@@ -225,7 +226,7 @@ fn sample(problem: &LogisticProblem, path: &Path, is_shown: bool) -> Result<Made
     })
 }
 
-fn write(made: &Made, posterior: &LogisticSection) -> Result<()> {
+fn write(made: &Made, posterior: &LogisticSection, problem: &LogisticProblem) -> Result<()> {
     let ReferenceDraws { path, r_hat, ess, seconds, evaluations, .. } = &made.summary;
     let home = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(home).with_context(|| format!("cannot make {}", home.display()))?;
@@ -246,6 +247,7 @@ fn write(made: &Made, posterior: &LogisticSection) -> Result<()> {
     let partial = path.with_extension(format!("{}.partial", std::process::id()));
     let mut file = RunFile::create(&partial, &attributes)?;
     file.set_attribute("/", "step_size", Attribute::Float(made.step_size))?;
+    file.set_attribute("/", "features", features_attribute(problem)?)?;
     file.write_posterior(&made.chains)?;
     file.flush()?;
     drop(file);

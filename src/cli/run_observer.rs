@@ -11,7 +11,9 @@ use super::metrics::{Measure, SHOWN, Scores, draw_points, draw_samples, output_s
 use super::posterior::PosteriorMeasure;
 use super::progress::Progress;
 use super::run_directory::RunDirectory;
-use super::run_record::{device_name, record_evaluation, record_iteration, record_moments, target_name};
+use super::run_record::{
+    device_name, features_attribute, record_evaluation, record_iteration, record_moments, target_name,
+};
 use super::summary::{Score, Summary, command_line};
 use crate::comm::World;
 use crate::config::Plan;
@@ -226,6 +228,9 @@ impl<'a> RunObserver<'a> {
             .map(|at| draw_samples(network, parameters, file.run.seed, at, self.sigma, self.world.device))
             .collect();
         let draws = self.networks.target.target().to_original(&Tensor::cat(&draws, 0));
+        if let Some(problem) = problem {
+            record.set_attribute("/", "features", features_attribute(problem)?)?;
+        }
         record.write_posterior(&draws.to_device(tch::Device::Cpu).unsqueeze(0))?;
         record.flush()?;
         let summary = Summary {

@@ -12,6 +12,7 @@ use crate::comm::World;
 use crate::config::TargetSection;
 use crate::metric::Moments;
 use crate::record::{Attribute, Cell, Column, RunFile};
+use crate::target::LogisticProblem;
 use crate::train::Row;
 
 /// Attributes of `/` in a run file.
@@ -34,6 +35,11 @@ pub fn run_attributes(world: &World, config: &str) -> Vec<(&'static str, Attribu
 fn hdf5_version() -> String {
     let (major, minor, patch) = hdf5::library_version();
     format!("{major}.{minor}.{patch}")
+}
+
+/// The features that the weights of a regression belong to, and how they were scaled, as JSON.
+pub fn features_attribute(problem: &LogisticProblem) -> Result<Attribute> {
+    Ok(Attribute::Text(serde_json::to_string(problem.features())?))
 }
 
 /// `cpu` or `cuda`.

@@ -1,6 +1,7 @@
 //! The design matrix of a regression: a split of a table, scaled, with a column of ones.
 
 use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 
 use super::table::Table;
@@ -14,12 +15,25 @@ const CONSTANT: &str = "constant";
 /// one thread: measured on two busy cores, 8192 rows took 8 s for Covertype as threads waited for one another.
 const BLOCK_ROWS: i64 = 512;
 
+/// How a feature of the table became a column: (value − `shift`)·`factor`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ScaledFeature {
+    /// Its name.
+    pub name: String,
+    /// What is taken from it, in its own units.
+    pub shift: f64,
+    /// What the rest is multiplied by; 0 where it does not vary.
+    pub factor: f64,
+}
+
 /// A training and a test split of a table on the CPU; `d` columns, one for each feature of the table in its order
 /// and then one of ones.
 #[derive(Debug)]
 pub struct Design {
     /// Names of the `d` columns; the last is `constant`.
     pub names: Vec<String>,
+    /// How the features became the first `d` − 1 columns.
+    pub features: Vec<ScaledFeature>,
     /// Features that do not vary in the training split. Their columns are 0 in both splits, whatever the scaling,
     /// so that every split has the same columns; the data say nothing of their weights.
     pub constant_columns: Vec<String>,
@@ -82,7 +96,12 @@ impl Design {
         }
         let mut names = table.names.clone();
         names.push(CONSTANT.to_owned());
-        Ok(Design { names, constant_columns, train_x, train_y, test_x, test_y })
+        let numbers = |t: &Tensor| Vec::<f64>::try_from(t).expect("[F] f64");
+        let scales = numbers(&scale.shift).into_iter().zip(numbers(&scale.factor));
+        let features = table.names.iter().cloned().zip(scales);
+        let features =
+            features.map(|(name, (shift, factor))| ScaledFeature { name, shift, factor }).collect();
+        Ok(Design { names, features, constant_columns, train_x, train_y, test_x, test_y })
     }
 }
 

@@ -19,7 +19,7 @@ mod verify;
 pub use covertype::load_covertype;
 pub use csv::load_csv;
 pub use dataset::{DataFile, Dataset};
-pub use design::Design;
+pub use design::{Design, ScaledFeature};
 pub use fetch::{FetchReport, fetch};
 pub use mnist::{Mnist, Split};
 

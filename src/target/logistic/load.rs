@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 use super::{Laplace, Logistic, LogisticPrior};
 use crate::comm::{SharedCollective, World};
 use crate::config::LogisticSection;
-use crate::data::{Design, load_covertype, load_csv};
+use crate::data::{Design, ScaledFeature, load_covertype, load_csv};
 use crate::target::{Target, TargetError, Whitened};
 
 /// The posterior of a logistic regression with what belongs to it: rows to test on, and its Laplace approximation.
@@ -17,6 +17,7 @@ pub struct LogisticProblem {
     section: LogisticSection,
     plain: Rows,
     test: Rows,
+    features: Vec<ScaledFeature>,
     device: Device,
     /// Training rows of all ranks.
     row_count: i64,
@@ -79,6 +80,7 @@ impl LogisticProblem {
             section: section.clone(),
             plain,
             test,
+            features: design.features,
             device: world.device,
             row_count: rows,
             laplace,
@@ -177,6 +179,11 @@ impl LogisticProblem {
     /// Held-out rows `[N, d]`, the last column of ones, and their labels `[N]`, 0 or 1, on the CPU.
     pub fn test(&self) -> (&Tensor, &Tensor) {
         (&self.test.x, &self.test.y)
+    }
+
+    /// How the features of the data became the columns that all weights but the last belong to.
+    pub fn features(&self) -> &[ScaledFeature] {
+        &self.features
     }
 
     /// What an evaluation of [`target`](Self::target) costs, in evaluations over all rows: rows over rows.
