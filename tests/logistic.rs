@@ -7,6 +7,7 @@ use dft::comm::{DeviceRequest, StartOptions, World};
 use dft::rng::{Generator, Stream};
 use dft::target::{Laplace, Logistic, LogisticPrior, Target, Whitened};
 use support::assert_all_passed;
+use support::autograd::ByAutograd;
 use tch::{Device, Kind, Tensor};
 
 const PRIOR: LogisticPrior = LogisticPrior { shape: 1.0, rate: 0.01 };
@@ -52,19 +53,6 @@ fn near_mode(rows: i64, distance: f64) -> Tensor {
     let at = laplace();
     let z = normal(&[rows, FEATURES + 1], 2) * distance;
     z.matmul(&at.factor.transpose(0, 1)) + &at.mode
-}
-
-/// The trait's own methods, by autograd through the log-density.
-struct ByAutograd<'a>(&'a dyn Target);
-
-impl Target for ByAutograd<'_> {
-    fn shape(&self) -> &[i64] {
-        self.0.shape()
-    }
-
-    fn log_density(&self, x: &Tensor) -> Tensor {
-        self.0.log_density(x)
-    }
 }
 
 #[track_caller]

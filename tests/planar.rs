@@ -1,8 +1,11 @@
 //! The two-dimensional targets: score and Hessian-vector product against the density, samples against quadrature.
 
+mod support;
+
 use dft::config::TargetSection;
 use dft::rng::{Generator, Stream};
 use dft::target::{Target, load_exact};
+use support::autograd::ByAutograd;
 use tch::{Device, Kind, Tensor};
 
 /// `kind = …` and further keys, as a configuration has them.
@@ -47,19 +50,6 @@ fn assert_close(found: &Tensor, expected: &Tensor, tolerance: f64, what: &str) {
     let scale = expected.abs().max().double_value(&[]) + 1.0;
     let error = (found - expected).abs().max().double_value(&[]) / scale;
     assert!(error < tolerance, "{what}: relative error {error:e}");
-}
-
-/// The same density without the closed forms.
-struct ByAutograd<'a>(&'a dyn Target);
-
-impl Target for ByAutograd<'_> {
-    fn shape(&self) -> &[i64] {
-        self.0.shape()
-    }
-
-    fn log_density(&self, x: &Tensor) -> Tensor {
-        self.0.log_density(x)
-    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::arguments::Reference;
 use super::progress::Progress;
@@ -203,13 +203,6 @@ fn sample(problem: &LogisticProblem, path: &Path, is_shown: bool) -> Result<Made
     let seconds = began.elapsed().as_secs_f64();
     let steps = chains.steps() as f64;
     let surrogate = chains.evaluations() as f64 * problem.surrogate_cost();
-    if is_shown {
-        info!(
-            "reference: {} chains of {} draws in {seconds:.0} s, R-hat {r_hat:.4}, {ess:.0} effective draws",
-            CHAINS,
-            draws.len()
-        );
-    }
     let chains_of_draws = Tensor::stack(&draws, 1);
     Ok(Made {
         acceptance: chains.acceptance().unwrap_or(f64::NAN),

@@ -300,7 +300,7 @@ impl<'a> PointReference<'a> {
 }
 
 /// Mean, and standard deviation (n − 1) where there are two.
-fn mean_and_deviation(values: &[f64]) -> (f64, Option<f64>) {
+pub(super) fn mean_and_deviation(values: &[f64]) -> (f64, Option<f64>) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();

@@ -8,7 +8,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::cloud::Cloud;
 use super::moments::coordinate_moments;
-use super::points::Measured;
+use super::points::{Measured, mean_and_deviation};
 use super::wasserstein::sliced_w2;
 use crate::rng::{Generator, Stream};
 
@@ -351,12 +351,4 @@ fn floors_of_moments(standardised: &Tensor, count: i64) -> BTreeMap<&'static str
         }
     }
     values.into_iter().map(|(name, values)| (name, mean_and_deviation(&values))).collect()
-}
-
-/// Mean, and standard deviation (n − 1) where there are two.
-fn mean_and_deviation(values: &[f64]) -> (f64, Option<f64>) {
-    let n = values.len() as f64;
-    let mean = values.iter().sum::<f64>() / n;
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    (mean, (values.len() > 1).then(|| (squares / (n - 1.0)).sqrt()))
 }

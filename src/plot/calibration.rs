@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
-use super::style::{AXIS, Area, BLUE, GREY, GRID, ORANGE, axis_text, figure, px, small_text, tick};
+use super::style::{Area, BLUE, GREY, ORANGE, figure, px, small_text, style_mesh, tick};
 use crate::metric::CalibrationBin;
 
 const SIZE: (u32, u32) = (720, 900);
@@ -57,15 +57,10 @@ fn draw_frequencies(area: &Area, curves: &[(String, &[CalibrationBin])]) -> Resu
         .x_label_area_size(px(30))
         .y_label_area_size(px(74))
         .build_cartesian_2d(0.0..1.0, 0.0..1.0)?;
-    chart
-        .configure_mesh()
-        .bold_line_style(ShapeStyle::from(GRID).stroke_width(px(1)))
-        .light_line_style(TRANSPARENT)
-        .axis_style(ShapeStyle::from(AXIS).stroke_width(px(1)))
-        .x_labels(6)
+    let mut mesh = chart.configure_mesh();
+    style_mesh(&mut mesh);
+    mesh.x_labels(6)
         .y_labels(6)
-        .label_style(small_text())
-        .axis_desc_style(axis_text())
         .y_desc("observed frequency")
         .x_label_formatter(&|value| tick(*value))
         .y_label_formatter(&|value| tick(*value))
@@ -118,15 +113,10 @@ fn draw_counts(area: &Area, curves: &[(String, &[CalibrationBin])]) -> Result<()
         .x_label_area_size(px(54))
         .y_label_area_size(px(74))
         .build_cartesian_2d(0.0..1.0, (lowest..highest).log_scale())?;
-    chart
-        .configure_mesh()
-        .bold_line_style(ShapeStyle::from(GRID).stroke_width(px(1)))
-        .light_line_style(TRANSPARENT)
-        .axis_style(ShapeStyle::from(AXIS).stroke_width(px(1)))
-        .x_labels(6)
+    let mut mesh = chart.configure_mesh();
+    style_mesh(&mut mesh);
+    mesh.x_labels(6)
         .y_labels(4)
-        .label_style(small_text())
-        .axis_desc_style(axis_text())
         .x_desc("predicted probability")
         .y_desc("data")
         .x_label_formatter(&|value| tick(*value))

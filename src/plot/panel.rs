@@ -8,7 +8,7 @@ use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
 use super::smooth::{MOST_COLUMNS, Point, band, extent, smoothed};
-use super::style::{AXIS, Area, GRID, axis_text, iteration_tick, px, small_text, tick};
+use super::style::{Area, axis_text, iteration_tick, px, small_text, style_mesh, tick};
 
 /// A curve and how it is drawn.
 pub struct Curve {
@@ -86,15 +86,10 @@ impl Panel {
             .x_label_area_size(px(54))
             .y_label_area_size(px(74))
             .build_cartesian_2d(x, axis)?;
-        chart
-            .configure_mesh()
-            .bold_line_style(ShapeStyle::from(GRID).stroke_width(px(1)))
-            .light_line_style(TRANSPARENT)
-            .axis_style(ShapeStyle::from(AXIS).stroke_width(px(1)))
-            .x_labels(6)
+        let mut mesh = chart.configure_mesh();
+        style_mesh(&mut mesh);
+        mesh.x_labels(6)
             .y_labels(6)
-            .label_style(small_text())
-            .axis_desc_style(axis_text())
             .x_desc("iteration")
             .y_desc(&self.axis)
             .x_label_formatter(&|value| iteration_tick(*value))

@@ -6,7 +6,7 @@ use anyhow::Result;
 use plotters::prelude::*;
 use tch::{Kind, Tensor};
 
-use super::style::{AXIS, BLUE, GRID, axis_text, figure, px, small_text, tick};
+use super::style::{BLUE, figure, px, style_mesh, tick};
 
 const SIZE: (u32, u32) = (720, 740);
 
@@ -30,15 +30,10 @@ pub fn draw(iteration: u64, samples: &Tensor, name: &str, path: &Path) -> Result
             .x_label_area_size(px(50))
             .y_label_area_size(px(70))
             .build_cartesian_2d(center.0 - half..center.0 + half, center.1 - half..center.1 + half)?;
-        chart
-            .configure_mesh()
-            .bold_line_style(ShapeStyle::from(GRID).stroke_width(px(1)))
-            .light_line_style(TRANSPARENT)
-            .axis_style(ShapeStyle::from(AXIS).stroke_width(px(1)))
-            .x_labels(7)
+        let mut mesh = chart.configure_mesh();
+        style_mesh(&mut mesh);
+        mesh.x_labels(7)
             .y_labels(7)
-            .label_style(small_text())
-            .axis_desc_style(axis_text())
             .x_desc("x0")
             .y_desc("x1")
             .x_label_formatter(&|value| tick(*value))

@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use anyhow::{Result, bail};
+use plotters::chart::MeshStyle;
 use plotters::coord::Shift;
+use plotters::coord::ranged1d::Ranged;
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
 
@@ -29,6 +31,15 @@ const OVERSAMPLING: u32 = 3;
 /// Pixels of the drawing for a length in pixels of the figure.
 pub fn px(length: u32) -> u32 {
     length * OVERSAMPLING
+}
+
+/// Grid, axes and text of a chart as all figures have them; ticks and descriptions are the chart's own.
+pub fn style_mesh<'a, X: Ranged, Y: Ranged>(mesh: &mut MeshStyle<'a, '_, X, Y, BitMapBackend<'a>>) {
+    mesh.bold_line_style(ShapeStyle::from(GRID).stroke_width(px(1)))
+        .light_line_style(TRANSPARENT)
+        .axis_style(ShapeStyle::from(AXIS).stroke_width(px(1)))
+        .label_style(small_text())
+        .axis_desc_style(axis_text());
 }
 
 /// Makes the font known to plotters; the program carries it, because machines of a cluster may have none.

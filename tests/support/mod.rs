@@ -3,6 +3,7 @@
 // Every test binary compiles this module for itself and uses its own part of it.
 #![allow(dead_code)]
 
+pub mod autograd;
 pub mod table;
 
 use std::io::Read;

@@ -85,8 +85,6 @@ pub struct Posterior {
     pub exact: Whitened<Logistic>,
     /// As the target's configuration has it.
     pub configured: Box<dyn Target>,
-    /// The same in the coordinates of the model, for a Gaussian whose covariance is diagonal there.
-    pub original: Box<dyn Target>,
     /// What samples are measured against.
     pub reference: ReferenceDraws,
     measures: RefCell<BTreeMap<(usize, usize), Rc<PosteriorMeasure>>>,
@@ -196,7 +194,6 @@ impl<'a> Bench<'a> {
         let posterior = Rc::new(Posterior {
             exact: problem.exact()?,
             configured: problem.target()?,
-            original: problem.unwhitened()?,
             reference: reference(section, job.seed, &problem, references, false)?,
             problem,
             measures: RefCell::default(),
