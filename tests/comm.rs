@@ -66,6 +66,10 @@ fn body_collectives() {
             all.all_reduce_sum(&mut sum).unwrap();
             assert_eq!(sum, of_rank(size * (size + 1) / 2 - 1), "sum of {kind:?} {shape:?}");
 
+            let mut most = of_rank(rank);
+            all.all_reduce_max(&mut most).unwrap();
+            assert_eq!(most, of_rank(size - 1), "maximum of {kind:?} {shape:?}");
+
             let gathered = all.all_gather(&of_rank(rank)).unwrap();
             assert_eq!(gathered, (0..size).map(of_rank).collect::<Vec<_>>(), "gather of {kind:?} {shape:?}");
 

@@ -88,6 +88,8 @@ pub trait Collective {
     /// All ranks get the same bits. The order of a float sum depends on the world size and the
     /// backend; sums of i64 do not.
     fn all_reduce_sum(&self, buffer: &mut Tensor) -> Result<(), CommError>;
+    /// Replaces `buffer` (f32, f64 or i64, any shape, no NaN) by its elementwise maximum over all ranks.
+    fn all_reduce_max(&self, buffer: &mut Tensor) -> Result<(), CommError>;
     /// The tensors of all ranks in rank order; all have the shape and kind of `buffer`.
     fn all_gather(&self, buffer: &Tensor) -> Result<Vec<Tensor>, CommError>;
     /// Replaces `buffer` on every rank by that of rank `root`.
@@ -158,6 +160,7 @@ mod tests {
             let mut buffer = Tensor::arange(6, (kind, Device::Cpu)).view([2, 3]);
             let before = buffer.copy();
             all.all_reduce_sum(&mut buffer).unwrap();
+            all.all_reduce_max(&mut buffer).unwrap();
             all.broadcast(&mut buffer, 0).unwrap();
             assert_eq!(buffer, before);
             assert_eq!(all.all_gather(&buffer).unwrap(), [before]);

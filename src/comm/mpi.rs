@@ -12,7 +12,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Collective, CommError, check_buffer, check_root};
 
-/// Bytes summed by one call. MPI sums from one buffer into another, so each piece is copied out
+/// Bytes reduced by one call. MPI reduces from one buffer into another, so each piece is copied out
 /// first; a piece that fits the cache makes that copy nearly free. Measured on 2 ranks of one host, shared
 /// memory, 16 MiB: 9.4 ms in such pieces, 18 ms in one.
 const PIECE_BYTES: usize = 1 << 20;
@@ -37,14 +37,24 @@ impl Mpi {
         self.world.size() as usize
     }
 
-    fn sum<T: Element>(&self, buffer: &mut Tensor) {
+    fn reduce(&self, buffer: &mut Tensor, operation: SystemOperation) -> Result<(), CommError> {
+        check_buffer("mpi", Device::Cpu, buffer)?;
+        match buffer.kind() {
+            Kind::Float => self.reduce_elements::<f32>(buffer, operation),
+            Kind::Double => self.reduce_elements::<f64>(buffer, operation),
+            _ => self.reduce_elements::<i64>(buffer, operation),
+        }
+        Ok(())
+    }
+
+    fn reduce_elements<T: Element>(&self, buffer: &mut Tensor, operation: SystemOperation) {
         let mut piece = self.piece.borrow_mut();
         piece.resize(PIECE_BYTES / size_of::<u64>(), 0);
         let piece: &mut [T] = bytemuck::cast_slice_mut(&mut piece);
-        for sums in elements::<T>(buffer).chunks_mut(piece.len()) {
-            let own = &mut piece[..sums.len()];
-            own.copy_from_slice(sums);
-            self.world.all_reduce_into(own, sums, SystemOperation::sum());
+        for reduced in elements::<T>(buffer).chunks_mut(piece.len()) {
+            let own = &mut piece[..reduced.len()];
+            own.copy_from_slice(reduced);
+            self.world.all_reduce_into(own, reduced, operation);
         }
     }
 
@@ -62,13 +72,11 @@ impl Mpi {
 
 impl Collective for Mpi {
     fn all_reduce_sum(&self, buffer: &mut Tensor) -> Result<(), CommError> {
-        check_buffer("mpi", Device::Cpu, buffer)?;
-        match buffer.kind() {
-            Kind::Float => self.sum::<f32>(buffer),
-            Kind::Double => self.sum::<f64>(buffer),
-            _ => self.sum::<i64>(buffer),
-        }
-        Ok(())
+        self.reduce(buffer, SystemOperation::sum())
+    }
+
+    fn all_reduce_max(&self, buffer: &mut Tensor) -> Result<(), CommError> {
+        self.reduce(buffer, SystemOperation::max())
     }
 
     fn all_gather(&self, buffer: &Tensor) -> Result<Vec<Tensor>, CommError> {

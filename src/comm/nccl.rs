@@ -241,6 +241,14 @@ impl Nccl {
         Ok((buffer.data_ptr(), buffer.numel(), kind))
     }
 
+    fn reduce(&self, buffer: &mut Tensor, operation: ncclRedOp_t) -> Result<(), CommError> {
+        let (data, count, kind) = self.parts(buffer)?;
+        // SAFETY: `count` elements of device memory, in place as NCCL allows; libtorch frees or
+        // reuses them only in the order of this same stream.
+        let code = unsafe { (self.api.all_reduce)(data, data, count, kind, operation, self.comm, STREAM) };
+        self.check("ncclAllReduce", code)
+    }
+
     /// Turns a code into a result, and looks for what went wrong behind earlier calls' backs.
     fn check(&self, call: &str, code: Code) -> Result<(), CommError> {
         let mut behind = SUCCESS;
@@ -256,13 +264,11 @@ impl Nccl {
 
 impl Collective for Nccl {
     fn all_reduce_sum(&self, buffer: &mut Tensor) -> Result<(), CommError> {
-        let (data, count, kind) = self.parts(buffer)?;
-        // SAFETY: `count` elements of device memory, in place as NCCL allows; libtorch frees or
-        // reuses them only in the order of this same stream.
-        let code = unsafe {
-            (self.api.all_reduce)(data, data, count, kind, ncclRedOp_t::ncclSum, self.comm, STREAM)
-        };
-        self.check("ncclAllReduce", code)
+        self.reduce(buffer, ncclRedOp_t::ncclSum)
+    }
+
+    fn all_reduce_max(&self, buffer: &mut Tensor) -> Result<(), CommError> {
+        self.reduce(buffer, ncclRedOp_t::ncclMax)
     }
 
     fn all_gather(&self, buffer: &Tensor) -> Result<Vec<Tensor>, CommError> {

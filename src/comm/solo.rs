@@ -1,4 +1,4 @@
-//! Collectives of a single rank: every sum, gather and broadcast is the buffer itself.
+//! Collectives of a single rank: every sum, maximum, gather and broadcast is the buffer itself.
 
 use tch::{Device, Tensor};
 
@@ -12,6 +12,10 @@ pub(super) struct Solo {
 
 impl Collective for Solo {
     fn all_reduce_sum(&self, buffer: &mut Tensor) -> Result<(), CommError> {
+        check_buffer("solo", self.device, buffer)
+    }
+
+    fn all_reduce_max(&self, buffer: &mut Tensor) -> Result<(), CommError> {
         check_buffer("solo", self.device, buffer)
     }
 
