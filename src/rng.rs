@@ -12,6 +12,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use tch::{Device, Kind, Tensor};
 
+use crate::config::Reduction;
+
 /// What a stream of random numbers is for. The discriminants are part of the reproducibility contract:
 /// changing one changes the bits of every run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +113,17 @@ impl Shards {
     pub fn of_rank(batch: usize, shards: usize, rank: usize, world_size: usize) -> Self {
         let count = shards / world_size;
         Shards { first: rank * count, count, rows: batch / shards }
+    }
+
+    /// The pieces that a rank computes at once: all its shards, or for an exact sum each by itself, so that it has the
+    /// same shapes wherever it is computed.
+    pub fn pieces(self, reduction: Reduction) -> Vec<Shards> {
+        match reduction {
+            Reduction::Fast => vec![self],
+            Reduction::Exact => (self.first..self.first + self.count)
+                .map(|first| Shards { first, count: 1, ..self })
+                .collect(),
+        }
     }
 
     /// Runs `draw` once for each owned shard, with the rows of the global batch that the shard holds, and

@@ -47,7 +47,7 @@ impl Session {
         };
         let options = StartOptions { share_gpus: asked.share_gpus, refusal, ..StartOptions::default() };
         let world =
-            World::start(asked.device, asked.threads, options).map_err(|error| start_failed(&error))?;
+            World::start(asked.device, asked.threads(), options).map_err(|error| start_failed(&error))?;
         match file {
             Ok(file) => Ok((Session { world }, file)),
             Err(_) => Err(Exit(USAGE)), // unreachable in practice: the refusal ended the start

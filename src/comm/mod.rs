@@ -19,6 +19,7 @@
 
 mod control;
 pub(crate) mod device;
+mod exact;
 pub(crate) mod launch;
 mod mpi;
 pub(crate) mod nccl;
@@ -29,6 +30,7 @@ use tch::{Device, Kind, Tensor};
 
 pub use crate::config::DeviceRequest;
 pub use control::Failure;
+pub use exact::sum_exactly;
 pub use world::{SharedCollective, StartOptions, World};
 
 /// Why ranks could not be brought together, or a collective failed.

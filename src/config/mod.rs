@@ -30,5 +30,5 @@ pub use network::{
     Deviations, EnergyKind, SamplerKind, SamplerSection, ScoreBase, ScoreKind, ScoreSection, Start,
     TargetSection,
 };
-pub use run::{ComputeSection, DeviceRequest, RunSection};
+pub use run::{ComputeSection, DeviceRequest, Reduction, RunSection};
 pub use train::{CheckpointSection, EvaluateSection, Features, Plan, TrainFile, TrainSection};

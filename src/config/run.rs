@@ -19,6 +19,18 @@ pub enum DeviceRequest {
     Cuda,
 }
 
+/// How the shards of a batch are added up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Reduction {
+    /// A rank computes its shards as one batch, and floats are summed over ranks: the same results on any number of
+    /// ranks up to rounding.
+    #[default]
+    Fast,
+    /// Every shard is computed by itself, and sums are exact: the same bits on any number of ranks.
+    Exact,
+}
+
 /// `[run]`: what the run is called and where it goes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -46,9 +58,12 @@ impl RunSection {
 pub struct ComputeSection {
     /// Where to compute.
     pub device: DeviceRequest,
-    /// Threads of a rank; cores over local ranks if not given.
+    /// Threads of a rank. If not given: cores over local ranks, and 1 where the reduction is exact, since the bits of
+    /// a sum depend on how many threads share it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
+    /// How shards are added up.
+    pub reduction: Reduction,
     /// Pieces that a global batch is cut into, each with its own noise. A multiple of the world size.
     pub shards: usize,
     /// Let several ranks of one host share a GPU. NCCL then wants a distinct NCCL_HOSTID for each rank.
@@ -58,11 +73,22 @@ pub struct ComputeSection {
 impl Default for ComputeSection {
     fn default() -> Self {
         // 24 is a multiple of 1, 2, 3, 4, 6, 8 and 12 ranks.
-        ComputeSection { device: DeviceRequest::Auto, threads: None, shards: 24, share_gpus: false }
+        ComputeSection {
+            device: DeviceRequest::Auto,
+            threads: None,
+            reduction: Reduction::Fast,
+            shards: 24,
+            share_gpus: false,
+        }
     }
 }
 
 impl ComputeSection {
+    /// Threads that a rank asks for; `None` for its share of the host's cores.
+    pub fn threads(&self) -> Option<usize> {
+        self.threads.or((self.reduction == Reduction::Exact).then_some(1))
+    }
+
     /// Checks that a global batch of `rows` can be cut into shards, and those given to `world_size` ranks.
     ///
     /// # Errors

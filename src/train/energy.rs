@@ -30,13 +30,12 @@ pub fn fit_energy(
     let spec =
         EnergySpec { kind: section.kind, width: section.width, shape: [c, h, w], sigma0: section.sigma0 };
     let network = EnergyNetwork::new(&spec);
-    let shards = Shards::of_rank(file.train.batch, file.compute.shards, world.rank, world.size);
     let [low, high] = section.sigma;
     let batch = file.train.batch as f64;
 
-    let loss = |weights: &Weights, iteration: u64| {
+    let loss = |weights: &Weights, iteration: u64, piece: &Shards| {
         let key = (file.run.seed, Stream::Data, iteration);
-        let [index, noise, sigma] = shards.draw(key, world.device, |generator, rows| {
+        let [index, noise, sigma] = piece.draw(key, world.device, |generator, rows| {
             let count = rows.end - rows.start;
             let index = Tensor::from_slice(&generator.indices(count as usize, images.size()[0]));
             let noise = generator.normal(&[count, c, h, w]);
@@ -50,6 +49,6 @@ pub fn fit_energy(
         residual.square().sum(None) / batch
     };
     let seed = file.run.seed;
-    let parameters = fit(&file.train, seed, world, network.layout(), &loss, report)?;
+    let parameters = fit((&file.train, &file.compute), seed, world, network.layout(), &loss, report)?;
     Ok((network, parameters))
 }

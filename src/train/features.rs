@@ -27,13 +27,12 @@ pub fn fit_features(
 ) -> Result<(LeNet, Parameters), TrainError> {
     let file = &plan.file;
     let network = LeNet::default();
-    let shards = Shards::of_rank(file.train.batch, file.compute.shards, world.rank, world.size);
     let (height, width) = (images.size()[2], images.size()[3]);
     let padded = images.constant_pad_nd([SHIFT; 4]);
 
-    let loss = |weights: &Weights, iteration: u64| {
+    let loss = |weights: &Weights, iteration: u64, piece: &Shards| {
         let key = (file.run.seed, Stream::Data, iteration);
-        let [x, y] = shards.draw(key, world.device, |generator, rows| {
+        let [x, y] = piece.draw(key, world.device, |generator, rows| {
             let count = (rows.end - rows.start) as usize;
             let index = Tensor::from_slice(&generator.indices(count, images.size()[0]));
             // One shift for all rows of a shard: a cheap augmentation that stays on tensors.
@@ -45,7 +44,8 @@ pub fn fit_features(
         let shares = file.train.batch as f64 / x.size()[0] as f64;
         logits.cross_entropy_for_logits(&y) / shares
     };
-    let parameters = fit(&file.train, file.run.seed, world, network.layout(), &loss, report)?;
+    let parameters =
+        fit((&file.train, &file.compute), file.run.seed, world, network.layout(), &loss, report)?;
     Ok((network, parameters))
 }
 

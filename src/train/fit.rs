@@ -10,31 +10,36 @@ use super::adam::Adam;
 use super::average::Average;
 use super::clip::RunningNorm;
 use super::observer::FitRow;
-use super::reduce::reduce;
+use super::reduce::{Part, reduce};
 use super::schedule::learning_rate_factor;
 use crate::comm::World;
-use crate::config::FitSection;
+use crate::config::{ComputeSection, FitSection};
 use crate::model::{Layout, Parameters, Weights};
-use crate::rng::Stream;
+use crate::rng::{Shards, Stream};
 
-/// Minimises `loss`, a function of tracked weights and of the update's number that returns this rank's part
-/// of the global mean, with Adam; returns the averaged weights.
+/// Minimises `loss`, a function of tracked weights, the update's number and a piece of the batch that returns the
+/// piece's part of the global mean, with Adam; returns the averaged weights.
 pub(super) fn fit(
-    settings: &FitSection,
+    (settings, compute): (&FitSection, &ComputeSection),
     seed: u64,
     world: &World,
     layout: &Rc<Layout>,
-    loss: &dyn Fn(&Weights, u64) -> Tensor,
+    loss: &dyn Fn(&Weights, u64, &Shards) -> Tensor,
     report: &mut dyn FnMut(&FitRow) -> anyhow::Result<()>,
 ) -> Result<Parameters, TrainError> {
     let parameters = Parameters::initialise(layout, seed, Stream::Parameters, world.device);
     let mut adam = Adam::new(parameters.flat(), settings.betas);
     let average = Average::new(&parameters, settings.ema_half_life_samples);
+    let shards = Shards::of_rank(settings.batch, compute.shards, world.rank, world.size);
+    let pieces = shards.pieces(compute.reduction);
     let started = Instant::now();
     for iteration in 0..settings.iterations {
-        let value = loss(parameters.tracked(), iteration);
-        let (gradient, _) = parameters.tracked().gradient(&value, &[]);
-        let reduced = reduce(world, &[&gradient], &[&value.detach()])?;
+        let part = |piece| {
+            let value = loss(parameters.tracked(), iteration, piece);
+            let (gradient, _) = parameters.tracked().gradient(&value, &[]);
+            Part { gradients: vec![gradient], statistics: vec![value.detach()] }
+        };
+        let reduced = reduce(world, compute.reduction, pieces.iter().map(part).collect())?;
         let gradient_norm = RunningNorm::default().clip(&reduced.gradients[0], settings.clip_norm, 0.0);
         if !gradient_norm.is_finite() || !reduced.statistics[0].is_finite() {
             return Err(TrainError::Diverged { iteration: iteration + 1, what: "loss or gradient" });

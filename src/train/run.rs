@@ -10,7 +10,7 @@ use super::TrainError;
 use super::build::Networks;
 use super::checkpoint;
 use super::observer::{Event, Observer, Row};
-use super::reduce::reduce;
+use super::reduce::{Part, Reduced, reduce};
 use super::schedule::learning_rate_factor;
 use super::state::State;
 use crate::comm::World;
@@ -149,10 +149,11 @@ struct Trainer<'a> {
     plan: &'a Plan,
     world: &'a World,
     networks: &'a Networks,
-    shards: Shards,
+    /// What this rank computes at once, one after the other.
+    pieces: Vec<Shards>,
 }
 
-/// The random numbers of one update, for the rows of this rank.
+/// The random numbers of one update, for the rows of a piece.
 struct Draw {
     z: Tensor,
     eps: Tensor,
@@ -161,17 +162,24 @@ struct Draw {
 
 impl<'a> Trainer<'a> {
     fn new(plan: &'a Plan, world: &'a World, networks: &'a Networks) -> Self {
-        let shards = Shards::of_rank(plan.file.train.batch, plan.file.compute.shards, world.rank, world.size);
-        Trainer { plan, world, networks, shards }
+        let compute = &plan.file.compute;
+        let shards = Shards::of_rank(plan.file.train.batch, compute.shards, world.rank, world.size);
+        Trainer { plan, world, networks, pieces: shards.pieces(compute.reduction) }
+    }
+
+    /// Computes the pieces of this rank, and sums what they give over all ranks.
+    fn reduce(&self, compute: impl FnMut(&Shards) -> Part) -> Result<Reduced, TrainError> {
+        let parts = self.pieces.iter().map(compute).collect();
+        Ok(reduce(self.world, self.plan.file.compute.reduction, parts)?)
     }
 
     /// Latents, noise, and noise levels log-uniform in the band and stratified over the global batch.
-    fn draw(&self, stream: Stream, update: u64, fraction: f64) -> Draw {
+    fn draw(&self, piece: &Shards, stream: Stream, update: u64, fraction: f64) -> Draw {
         let band = self.plan.file.method.sigma.band(fraction);
         let batch = self.plan.file.train.batch;
         let shape = &self.networks.sampler.spec().shape;
         let key = (self.plan.file.run.seed, stream, update);
-        let [z, eps, sigma] = self.shards.draw(key, self.world.device, |generator, rows| {
+        let [z, eps, sigma] = piece.draw(key, self.world.device, |generator, rows| {
             let count = rows.end - rows.start;
             let z = generator.normal(&self.networks.sampler.latent_shape(count));
             let eps = generator.normal(&[&[count], shape.as_slice()].concat());
@@ -181,7 +189,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// `x0` perturbed for a sampler update: with probes where the target's score with noise is estimated.
-    fn perturb_for_field(&self, x0: &Tensor, draw: &Draw, update: u64) -> Perturbed {
+    fn perturb_for_field(&self, piece: &Shards, x0: &Tensor, draw: &Draw, update: u64) -> Perturbed {
         let at = self.perturb(x0, draw);
         let count = self.plan.file.method.smoothing as i64;
         if count == 0 {
@@ -189,7 +197,7 @@ impl<'a> Trainer<'a> {
         }
         let dimension = self.networks.sampler.spec().shape[0];
         let key = (self.plan.file.run.seed, Stream::Probes, update);
-        let [probes] = self.shards.draw(key, self.world.device, |generator, rows| {
+        let [probes] = piece.draw(key, self.world.device, |generator, rows| {
             [generator.normal(&[rows.end - rows.start, count, dimension])]
         });
         at.with_probes(&probes)
@@ -230,24 +238,28 @@ impl<'a> Trainer<'a> {
     /// Algorithm 1, step 1: one Adam update of the score network on fresh samples.
     fn score_update(&self, state: &mut State, fraction: f64) -> Result<Update, TrainError> {
         let (settings, section) = (&self.plan.file.train, &self.plan.file.method);
-        let draw = self.draw(Stream::ScoreUpdate, state.score_updates, fraction);
-        let x0 = no_grad(|| self.networks.sampler.forward(state.sampler.frozen(), &draw.z));
-        let at = self.perturb(&x0, &draw);
-        let rows = self.global_rows(&at);
         let target = self.target(fraction);
-        let base = (self.networks.score.spec().base == ScoreBase::Target).then(|| {
+        let is_base = self.networks.score.spec().base == ScoreBase::Target;
+        if is_base {
             self.redraw(state.score_updates, OF_SCORE);
-            let evaluations = if target.is_evaluated() { at.rows() } else { 0 };
-            self.count(state, evaluations);
-            target.score(&at.x, &at.sigma)
-        });
-        let network = (&self.networks.score, state.score.tracked());
-        let base = match &base {
-            Some(score) => Base::Target(score),
-            None => network.0.base(&at.x, target.weight()), // which does not use the scores it is given
-        };
-        let loss = score_loss(section, network, &at, base, rows);
-        let reduced = reduce(self.world, &[&loss.gradient], &[&loss.value])?;
+        }
+        let reduced = self.reduce(|piece| {
+            let draw = self.draw(piece, Stream::ScoreUpdate, state.score_updates, fraction);
+            let x0 = no_grad(|| self.networks.sampler.forward(state.sampler.frozen(), &draw.z));
+            let at = self.perturb(&x0, &draw);
+            let base = is_base.then(|| {
+                let evaluations = if target.is_evaluated() { at.rows() } else { 0 };
+                self.count(state, evaluations);
+                target.score(&at.x, &at.sigma)
+            });
+            let network = (&self.networks.score, state.score.tracked());
+            let base = match &base {
+                Some(score) => Base::Target(score),
+                None => network.0.base(&at.x, target.weight()), // which does not use the scores it is given
+            };
+            let loss = score_loss(section, network, &at, base, self.global_rows(&at));
+            Part { gradients: vec![loss.gradient], statistics: vec![loss.value] }
+        })?;
         let gradient_norm = self.clip_score(state, &reduced.gradients[0]);
         finite(state.iteration, "score network's loss or gradient", &[reduced.statistics[0], gradient_norm])?;
         let step = self.learning_rate(settings.score_lr, fraction);
@@ -264,16 +276,19 @@ impl<'a> Trainer<'a> {
         stop: &Stop,
     ) -> Result<(Update, bool), TrainError> {
         let settings = &self.plan.file.train;
-        let draw = self.draw(Stream::SamplerUpdate, state.iteration, fraction);
-        let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);
-        let at = self.perturb_for_field(&x0, &draw, state.iteration);
-        let network = (&self.networks.score, state.score.frozen());
         self.redraw(state.iteration, OF_SAMPLER);
-        let value = self.field(state, fraction, &x0, &at, &mut |base, wants| {
-            ScoreAt::evaluate(network, &at, base, wants)
-        });
-        let (gradient, loss) = self.pull_back(state, &x0, value);
-        let reduced = reduce(self.world, &[&gradient], &[&loss, &stop_flag(stop, loss.device())])?;
+        let reduced = self.reduce(|piece| {
+            let draw = self.draw(piece, Stream::SamplerUpdate, state.iteration, fraction);
+            let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);
+            let at = self.perturb_for_field(piece, &x0, &draw, state.iteration);
+            let network = (&self.networks.score, state.score.frozen());
+            let value = self.field(state, fraction, &x0, &at, &mut |base, wants| {
+                ScoreAt::evaluate(network, &at, base, wants)
+            });
+            let (gradient, loss) = self.pull_back(state, &x0, value);
+            let stop = stop_flag(stop, loss.device());
+            Part { gradients: vec![gradient], statistics: vec![loss, stop] }
+        })?;
         let gradient_norm = self.clip_sampler(state, &reduced.gradients[0]);
         finite(state.iteration, "sampler's loss or gradient", &[reduced.statistics[0], gradient_norm])?;
         let step = self.learning_rate(settings.sampler_lr, fraction);
@@ -289,22 +304,27 @@ impl<'a> Trainer<'a> {
         stop: &Stop,
     ) -> Result<(Update, Update, bool), TrainError> {
         let (settings, section) = (&self.plan.file.train, &self.plan.file.method);
-        let draw = self.draw(Stream::SamplerUpdate, state.iteration, fraction);
-        let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);
-        let at = self.perturb_for_field(&x0, &draw, state.iteration);
-        let rows = self.global_rows(&at);
-        let network = (&self.networks.score, state.score.tracked());
         self.redraw(state.iteration, OF_SAMPLER);
-        let mut score_loss = None;
-        let value = self.field(state, fraction, &x0, &at, &mut |base, wants_product| {
-            let (loss, score) = score_loss_and_products(section, network, &at, base, rows, wants_product);
-            score_loss = Some(loss);
-            score
-        });
-        let score_loss = score_loss.expect("every field asks for the score network");
-        let (gradient, loss) = self.pull_back(state, &x0, value);
-        let statistics = [&score_loss.value, &loss, &stop_flag(stop, loss.device())];
-        let reduced = reduce(self.world, &[&score_loss.gradient, &gradient], &statistics)?;
+        let reduced = self.reduce(|piece| {
+            let draw = self.draw(piece, Stream::SamplerUpdate, state.iteration, fraction);
+            let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);
+            let at = self.perturb_for_field(piece, &x0, &draw, state.iteration);
+            let rows = self.global_rows(&at);
+            let network = (&self.networks.score, state.score.tracked());
+            let mut score_loss = None;
+            let value = self.field(state, fraction, &x0, &at, &mut |base, wants_product| {
+                let (loss, score) = score_loss_and_products(section, network, &at, base, rows, wants_product);
+                score_loss = Some(loss);
+                score
+            });
+            let score_loss = score_loss.expect("every field asks for the score network");
+            let (gradient, loss) = self.pull_back(state, &x0, value);
+            let stop = stop_flag(stop, loss.device());
+            Part {
+                gradients: vec![score_loss.gradient, gradient],
+                statistics: vec![score_loss.value, loss, stop],
+            }
+        })?;
         let score_norm = self.clip_score(state, &reduced.gradients[0]);
         let sampler_norm = self.clip_sampler(state, &reduced.gradients[1]);
         finite(state.iteration, "score network's loss or gradient", &[reduced.statistics[0], score_norm])?;
@@ -334,8 +354,8 @@ impl<'a> Trainer<'a> {
         sampler_field(method, &self.target(fraction), network, x0, at, score_at)
     }
 
-    /// Pulls a field at `x0` `[B, …]` back through the sampler: the flat gradient `[P]` and the loss of this
-    /// rank's rows, both divided by the global batch.
+    /// Pulls a field at `x0` `[B, …]` back through the sampler: the flat gradient `[P]` and the loss of these
+    /// rows, both divided by the global batch.
     fn pull_back(&self, state: &mut State, x0: &Tensor, value: FieldValue) -> (Tensor, Tensor) {
         let batch = self.plan.file.train.batch as f64;
         self.count(state, value.evaluations);

@@ -1,0 +1,297 @@
+//! Sums whose bits do not depend on the order of the terms, so not on who holds which of them.
+//!
+//! Adding floats rounds, and another order rounds differently; adding integers does not round. So every term is written
+//! as a whole multiple of one power of two that all ranks agree on, the multiples are added as 64-bit integers, and the
+//! sum is written as a float again. It takes two all-reduces: the maximum of a few exponents, and the integers.
+//!
+//! **No overflow.** With |term| < 2^e for every term and n ≤ 2^l terms, the unit is 2^(e + l − 62). Then a multiple is
+//! below 2^(62 − l), and n of them add up to less than 2^62.
+//!
+//! **Precision.** What a term has below the unit is cut off. The unit is 2^(l − 62) of the largest term, l = 5 for 24
+//! shards: an f32 of at least 2^−33 of the largest loses nothing, and the whole sum is closer to the true one than
+//! a sum in f32, whose first addition alone may be off by 2^−25 of it.
+
+use tch::{Device, Kind, Tensor};
+
+use super::{Collective, CommError};
+
+/// Bits that the sum of all terms may take; the sign and one bit to spare are left.
+const BITS: i64 = 62;
+/// Exponents below this are taken for it, so that every scale is a normal f64.
+const LEAST: i64 = -900;
+/// Stands for a term that is no finite number: above the exponent of every number.
+const NOT_FINITE: i64 = 4096;
+
+/// Elementwise sums of `parts` over this rank's parts and all ranks.
+///
+/// A part is a list of tensors (f32 or f64, on the rank's device), the same shapes and kinds in every part; each of
+/// them has a unit of its own. `count` is the number of parts of all ranks together. The result has the shapes and kinds
+/// of a part, and the same bits on every rank and for every way of dealing the parts out. Where a term is not
+/// finite, the whole tensor is NaN.
+///
+/// # Errors
+/// If a collective fails, or a tensor is of another kind.
+pub fn sum_exactly(
+    collective: &dyn Collective,
+    parts: &[Vec<Tensor>],
+    count: usize,
+) -> Result<Vec<Tensor>, CommError> {
+    let Some(first) = parts.first() else {
+        let message = "a rank without parts; deal them out evenly".to_string();
+        return Err(CommError::Backend { backend: "exact sum", message });
+    };
+    if let Some(other) = first.iter().find(|t| ![Kind::Float, Kind::Double].contains(&t.kind())) {
+        let message = format!("a tensor of kind {:?}; convert it to f32 or f64", other.kind());
+        return Err(CommError::Backend { backend: "exact sum", message });
+    }
+    let Some(device) = first.first().map(Tensor::device) else { return Ok(Vec::new()) };
+    let terms = if device == Device::Cpu { Terms::on_host(parts) } else { Terms::OnDevice(parts) };
+
+    // The largest exponent of each tensor among all parts.
+    let mut exponents = Tensor::from_slice(&terms.exponents()).to_device(device);
+    collective.all_reduce_max(&mut exponents)?;
+    let exponents: Vec<i64> = Vec::try_from(exponents.to_device(Device::Cpu)).expect("a vector of i64");
+
+    // Multiples of each tensor's unit, summed.
+    let bits = BITS - i64::from(count.next_power_of_two().trailing_zeros());
+    let shifts: Vec<i64> = exponents.iter().map(|exponent| bits - exponent.clamp(&LEAST, &1024)).collect();
+    let mut multiples = terms.multiples(&shifts);
+    collective.all_reduce_sum(&mut multiples)?;
+
+    let sizes: Vec<i64> = first.iter().map(|t| t.numel() as i64).collect();
+    let sums =
+        multiples.split_with_sizes(&sizes, 0).into_iter().zip(first).zip(shifts.iter().zip(&exponents));
+    Ok(sums
+        .map(|((multiples, like), (shift, exponent))| {
+            let unit = if *exponent == NOT_FINITE { f64::NAN } else { power_of_two(-shift) };
+            (multiples.to_kind(Kind::Double) * unit).to_kind(like.kind()).view_as(like)
+        })
+        .collect())
+}
+
+/// The terms of this rank: on a CPU as plain numbers, which one pass each turns into what is wanted.
+enum Terms<'a> {
+    OnHost(Vec<Vec<Numbers>>),
+    OnDevice(&'a [Vec<Tensor>]),
+}
+
+enum Numbers {
+    Single(Vec<f32>),
+    Double(Vec<f64>),
+}
+
+impl Terms<'_> {
+    fn on_host(parts: &[Vec<Tensor>]) -> Self {
+        let numbers = |t: &Tensor| {
+            let t = t.detach().reshape([-1]);
+            match t.kind() {
+                Kind::Float => Numbers::Single(Vec::try_from(&t).expect("a vector of f32")),
+                _ => Numbers::Double(Vec::try_from(&t).expect("a vector of f64")),
+            }
+        };
+        Terms::OnHost(parts.iter().map(|part| part.iter().map(numbers).collect()).collect())
+    }
+
+    /// For each tensor the least e with |term| < 2^e for all its terms in all parts.
+    fn exponents(&self) -> Vec<i64> {
+        let largest = |of_parts: &mut dyn Iterator<Item = Vec<i64>>| {
+            of_parts
+                .reduce(|a, b| a.into_iter().zip(b).map(|(a, b)| a.max(b)).collect())
+                .expect("at least one part")
+        };
+        match self {
+            Terms::OnHost(parts) => {
+                largest(&mut parts.iter().map(|part| part.iter().map(Numbers::exponent).collect()))
+            }
+            Terms::OnDevice(parts) => largest(&mut parts.iter().map(|part| {
+                let most = |t: &Tensor| t.detach().abs().max().to_kind(Kind::Double).reshape([1]);
+                let most = Tensor::cat(&part.iter().map(most).collect::<Vec<_>>(), 0);
+                let most: Vec<f64> = Vec::try_from(most.to_device(Device::Cpu)).expect("a vector of f64");
+                most.into_iter().map(exponent).collect()
+            })),
+        }
+    }
+
+    /// Σ over the parts of the whole part of term · 2^shift, all tensors one after the other, as i64.
+    fn multiples(&self, shifts: &[i64]) -> Tensor {
+        let scales: Vec<f64> = shifts.iter().map(|shift| power_of_two(*shift)).collect();
+        match self {
+            Terms::OnHost(parts) => {
+                let sums: Vec<i64> = scales
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(at, scale)| {
+                        let mut sums = vec![0; parts[0][at].len()];
+                        parts.iter().for_each(|part| part[at].add_multiples(*scale, &mut sums));
+                        sums
+                    })
+                    .collect();
+                Tensor::from_slice(&sums)
+            }
+            Terms::OnDevice(parts) => {
+                let of_part = |part: &Vec<Tensor>| {
+                    let multiples = part.iter().zip(&scales).map(|(t, scale)| {
+                        // Not a number becomes 0: the sum is marked by its exponent.
+                        let scaled = (t.detach().reshape([-1]).to_kind(Kind::Double) * *scale)
+                            .nan_to_num(0.0, 0.0, 0.0);
+                        scaled.to_kind(Kind::Int64)
+                    });
+                    Tensor::cat(&multiples.collect::<Vec<_>>(), 0)
+                };
+                parts.iter().map(of_part).reduce(|sum, part| sum + part).expect("at least one part")
+            }
+        }
+    }
+}
+
+impl Numbers {
+    fn len(&self) -> usize {
+        match self {
+            Numbers::Single(values) => values.len(),
+            Numbers::Double(values) => values.len(),
+        }
+    }
+
+    fn exponent(&self) -> i64 {
+        // Without its sign a float's bits are in the order of its size, and those of what is not finite are above all.
+        exponent(match self {
+            Numbers::Single(values) => {
+                let most = values.iter().map(|value| value.abs().to_bits()).max();
+                f64::from(f32::from_bits(most.unwrap_or(0)))
+            }
+            Numbers::Double(values) => {
+                let most = values.iter().map(|value| value.abs().to_bits()).max();
+                f64::from_bits(most.unwrap_or(0))
+            }
+        })
+    }
+
+    fn add_multiples(&self, scale: f64, sums: &mut [i64]) {
+        // A product with a power of two is exact, and so is the cast, but for what lies below the unit. Only an
+        // infinite term can wrap, and then the sum is not used.
+        let add = |sum: &mut i64, value: f64| *sum = sum.wrapping_add((value * scale) as i64);
+        match self {
+            Numbers::Single(values) => {
+                sums.iter_mut().zip(values).for_each(|(sum, value)| add(sum, f64::from(*value)));
+            }
+            Numbers::Double(values) => sums.iter_mut().zip(values).for_each(|(sum, value)| add(sum, *value)),
+        }
+    }
+}
+
+/// The least e ≥ [`LEAST`] with `value` < 2^e, for a `value` that is not negative.
+fn exponent(value: f64) -> i64 {
+    if !value.is_finite() {
+        return NOT_FINITE;
+    }
+    let biased = (value.to_bits() >> 52) as i64;
+    (biased - 1022).max(LEAST)
+}
+
+/// 2^`exponent`, for exponents of normal numbers.
+fn power_of_two(exponent: i64) -> f64 {
+    assert!((-1022..=1023).contains(&exponent), "2^{exponent} is no normal number");
+    f64::from_bits(((exponent + 1023) as u64) << 52)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::comm::World;
+    use crate::rng::{Generator, Stream};
+
+    /// Terms of sizes from 1e-12 to 1, of both signs: parts of one tensor each.
+    fn terms(parts: u64, kind: Kind) -> Vec<Vec<Tensor>> {
+        let part = |shard| {
+            let mut generator = Generator::new(1, Stream::Data, 0, shard);
+            let size = (generator.uniform(&[500]) * -27.6).exp();
+            vec![(generator.normal(&[500]) * size).to_kind(kind)]
+        };
+        (0..parts).map(part).collect()
+    }
+
+    fn solo(parts: &[Vec<Tensor>], count: usize) -> Vec<Tensor> {
+        let world = World::solo(Device::Cpu);
+        sum_exactly(world.collective(), parts, count).unwrap()
+    }
+
+    fn bits(t: &Tensor) -> Vec<u64> {
+        Vec::<f64>::try_from(t.to_kind(Kind::Double).reshape([-1]))
+            .unwrap()
+            .iter()
+            .map(|v| v.to_bits())
+            .collect()
+    }
+
+    #[test]
+    fn sums_do_not_depend_on_the_order_of_the_parts_where_float_sums_do() {
+        for kind in [Kind::Float, Kind::Double] {
+            let mut parts = terms(24, kind);
+            let forwards = bits(&solo(&parts, 24)[0]);
+            let float_sum = |parts: &[Vec<Tensor>]| {
+                let sum = parts.iter().fold(parts[0][0].zeros_like(), |sum, part| sum + &part[0]);
+                bits(&sum)
+            };
+            let float_forwards = float_sum(&parts);
+            parts.reverse();
+            assert_eq!(forwards, bits(&solo(&parts, 24)[0]), "{kind:?}");
+            assert_ne!(float_forwards, float_sum(&parts), "the float sums of this test should differ");
+        }
+    }
+
+    #[test]
+    fn sum_of_f32_is_the_nearest_f32_to_the_true_sum() {
+        let parts = terms(24, Kind::Float);
+        let found = &solo(&parts, 24)[0];
+        // In f64 the sum of 24 such f32 is off by 2^-52 of the largest; the true sum is that near to a tie hardly ever.
+        let sum = parts.iter().fold(Tensor::zeros([500], (Kind::Double, Device::Cpu)), |sum, part| {
+            sum + part[0].to_kind(Kind::Double)
+        });
+        assert_eq!(bits(found), bits(&sum.to_kind(Kind::Float)));
+    }
+
+    #[test]
+    fn every_tensor_has_a_unit_of_its_own_and_keeps_its_shape_and_kind() {
+        let part = || {
+            let tiny = Tensor::from_slice(&[1e-30f32, -3e-30]).view([2, 1]);
+            vec![tiny, Tensor::from(1e30f64), Tensor::zeros([3], (Kind::Float, Device::Cpu))]
+        };
+        let sums = solo(&[part(), part()], 2);
+        assert_eq!((sums[0].size(), sums[0].kind()), (vec![2, 1], Kind::Float));
+        assert_eq!(sums[0], Tensor::from_slice(&[2e-30f32, -6e-30]).view([2, 1]));
+        assert_eq!((sums[1].kind(), sums[1].double_value(&[])), (Kind::Double, 2e30));
+        assert_eq!(sums[2], Tensor::zeros([3], (Kind::Float, Device::Cpu)));
+    }
+
+    #[test]
+    fn the_largest_numbers_do_not_overflow() {
+        // 4,096 parts of the largest f32, and of its negative: 2^12 · (2 − 2^-23) · 2^127, exactly.
+        for sign in [1.0, -1.0] {
+            let parts: Vec<_> = (0..4096).map(|_| vec![Tensor::from(f64::from(f32::MAX) * sign)]).collect();
+            let found = solo(&parts, 4096)[0].double_value(&[]);
+            assert_eq!(found, sign * 4096.0 * f64::from(f32::MAX));
+        }
+        assert_eq!(exponent(f64::MAX), 1024);
+        assert_eq!((exponent(1.0), exponent(0.999), exponent(0.0)), (1, 0, LEAST));
+    }
+
+    #[test]
+    fn one_infinite_or_undefined_term_makes_its_tensor_undefined_and_no_other() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let parts = [vec![1.0, 2.0], vec![1.0, f64::from(bad)]]
+                .map(|values| vec![Tensor::from_slice(&values).to_kind(Kind::Float), Tensor::from(5.0)]);
+            let sums = solo(&parts, 2);
+            assert!(sums[0].isnan().all().int64_value(&[]) == 1, "{bad}: {:?}", bits(&sums[0]));
+            assert_eq!(sums[1].double_value(&[]), 10.0);
+        }
+    }
+
+    #[test]
+    fn integers_and_empty_ranks_are_refused() {
+        let world = World::solo(Device::Cpu);
+        let refused =
+            |parts: &[Vec<Tensor>]| sum_exactly(world.collective(), parts, 1).unwrap_err().to_string();
+        assert!(refused(&[]).contains("without parts"));
+        assert!(refused(&[vec![Tensor::from(1i64)]]).contains("Int64"));
+    }
+}
