@@ -10,8 +10,7 @@ use crate::comm::World;
 use crate::config::{EvaluateSection, Features, MethodSection, TargetSection};
 use crate::data::{Mnist, Split};
 use crate::metric::{
-    Extractor, Moments, PixelSpread, PointError, PointPlan, PointReference, Reference, chunks,
-    chunks_of_rank, exact_samples,
+    Extractor, Moments, PointError, PointPlan, PointReference, Reference, chunks, exact_samples,
 };
 use crate::model::{Parameters, SamplerNetwork};
 use crate::rng::{Generator, Stream};
@@ -160,20 +159,14 @@ impl Measure {
         world: &World,
         mut draw: impl FnMut(u64, i64) -> Tensor,
     ) -> Result<Scores> {
-        let mut moments = self.reference.empty();
-        let dimension = self.reference.real(1).numel() as i64;
-        let mut spread = PixelSpread::new(dimension);
         let mut shown = None;
-        for (chunk, rows) in chunks_of_rank(self.samples, world) {
+        let (moments, spread) = self.reference.measure(self.samples, world, |chunk, rows| {
             let x = draw(chunk, rows);
-            moments.add(&self.reference.extractor().features(&x));
-            spread.add(&x);
             if chunk == 0 {
                 shown = Some(x.narrow(0, 0, rows.min(SHOWN)).contiguous());
             }
-        }
-        moments.merge(world)?;
-        spread.merge(world)?;
+            x
+        })?;
         if !moments.is_finite() {
             return Err(NotFinite("samples hold values that are not finite".into()).into());
         }

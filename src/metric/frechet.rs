@@ -2,16 +2,13 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::comm::{CommError, World};
-
 /// Number, sum and sum of outer products of feature vectors, shifted by a fixed vector so that little is lost
 /// when the covariance is small beside the mean.
 #[derive(Debug)]
 pub struct Moments {
     shift: Tensor,
-    count: f64,
-    sum: Tensor,
-    outer: Tensor,
+    /// Number, sum `[F]` and sum of outer products `[F, F]`, one after the other.
+    sums: Tensor,
 }
 
 impl Moments {
@@ -19,53 +16,58 @@ impl Moments {
     pub fn new(shift: &Tensor) -> Self {
         let shift = shift.to_kind(Kind::Double).to_device(Device::Cpu);
         let features = shift.size()[0];
-        Moments {
-            sum: shift.zeros_like(),
-            outer: Tensor::zeros([features, features], (Kind::Double, Device::Cpu)),
-            shift,
-            count: 0.0,
-        }
+        let sums = Tensor::zeros([1 + features + features * features], (Kind::Double, Device::Cpu));
+        Moments { shift, sums }
     }
 
     /// Takes in features `[B, F]`.
     pub fn add(&mut self, features: &Tensor) {
-        let centred = features.to_device(Device::Cpu).to_kind(Kind::Double) - &self.shift;
-        self.count += features.size()[0] as f64;
-        self.sum += centred.sum_dim_intlist(0i64, false, None);
-        self.outer += centred.transpose(0, 1).matmul(&centred);
+        let sums = self.sums_of(features);
+        self.add_sums(&sums);
     }
 
-    /// Adds up the sums of all ranks, in one all-reduce. All ranks must have the same shift.
-    ///
-    /// # Errors
-    /// If the collective fails.
-    pub fn merge(&mut self, world: &World) -> Result<(), CommError> {
-        let features = self.shift.size()[0];
-        let count = Tensor::from_slice(&[self.count]);
-        let parts = [count, self.sum.shallow_clone(), self.outer.reshape([-1])];
-        let mut buffer = Tensor::cat(&parts, 0).to_device(world.device);
-        world.collective().all_reduce_sum(&mut buffer)?;
-        let buffer = buffer.to_device(Device::Cpu);
-        self.count = buffer.double_value(&[0]);
-        self.sum = buffer.narrow(0, 1, features).copy();
-        self.outer = buffer.narrow(0, 1 + features, features * features).view([features, features]).copy();
-        Ok(())
+    /// What features `[B, F]` add to the sums: f64 `[length]` on the CPU.
+    pub fn sums_of(&self, features: &Tensor) -> Tensor {
+        let centred = features.to_device(Device::Cpu).to_kind(Kind::Double) - &self.shift;
+        let count = Tensor::from_slice(&[features.size()[0] as f64]);
+        let sum = centred.sum_dim_intlist(0i64, false, None);
+        let outer = centred.transpose(0, 1).matmul(&centred);
+        Tensor::cat(&[count, sum, outer.reshape([-1])], 0)
+    }
+
+    /// How many numbers the sums are.
+    pub fn length(&self) -> i64 {
+        self.sums.size()[0]
+    }
+
+    /// Takes in features by their sums, which other ranks may have made with the same shift.
+    pub fn add_sums(&mut self, sums: &Tensor) {
+        self.sums += sums;
     }
 
     /// Whether every feature taken in was a finite number.
     pub fn is_finite(&self) -> bool {
-        self.outer.sum(None).double_value(&[]).is_finite()
+        self.sums.isfinite().all().int64_value(&[]) == 1
     }
 
     /// Mean, `[F]`.
     pub fn mean(&self) -> Tensor {
-        &self.sum / self.count + &self.shift
+        self.shifted_mean() + &self.shift
     }
 
     /// Covariance with n − 1, `[F, F]`.
     pub fn covariance(&self) -> Tensor {
-        let mean = &self.sum / self.count;
-        (&self.outer - mean.outer(&mean) * self.count) / (self.count - 1.0)
+        let (mean, features) = (self.shifted_mean(), self.shift.size()[0]);
+        let outer = self.sums.narrow(0, 1 + features, features * features).view([features, features]);
+        (outer - mean.outer(&mean) * self.count()) / (self.count() - 1.0)
+    }
+
+    fn count(&self) -> f64 {
+        self.sums.double_value(&[0])
+    }
+
+    fn shifted_mean(&self) -> Tensor {
+        self.sums.narrow(0, 1, self.shift.size()[0]) / self.count()
     }
 
     /// Fréchet distance to another set of features.

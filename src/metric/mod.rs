@@ -1,6 +1,7 @@
 //! Metrics of samples, each with its floor: what the same number of perfect samples would score.
 
 mod assignment;
+mod chunks;
 mod cloud;
 mod diagnostics;
 mod features;
@@ -16,6 +17,7 @@ mod set;
 mod spread;
 mod wasserstein;
 
+pub use chunks::{chunks, chunks_of_rank, sum_over_chunks};
 pub use cloud::Cloud;
 pub use diagnostics::{Diagnostics, diagnose, ess_bulk, ess_mean, ess_tail, r_hat};
 pub use features::{Extractor, FeaturesError};
@@ -26,6 +28,6 @@ pub use modes::ModeCover;
 pub use moments::{coordinate_moments, rayleigh};
 pub use points::{Measured, PointError, PointPlan, PointReference};
 pub use posterior::{CalibrationBin, PosteriorError, PosteriorReference, Prediction, predict};
-pub use reference::{Reference, chunks, chunks_of_rank, exact_samples};
+pub use reference::{Reference, exact_samples};
 pub use spread::PixelSpread;
 pub use wasserstein::{sliced_w2, w2};

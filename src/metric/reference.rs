@@ -2,15 +2,13 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::chunks::{CHUNK, sum_over_chunks};
 use super::features::Extractor;
 use super::frechet::Moments;
 use super::spread::PixelSpread;
 use crate::comm::{CommError, World};
 use crate::rng::{Generator, Stream};
 use crate::target::Target;
-
-/// Rows that a rank handles at once: fixed, because the features of some extractors depend on it.
-const CHUNK: i64 = 100;
 
 /// Rows of exact samples that stand for a target with a sampler of its own.
 const EXACT_ROWS: i64 = 60_000;
@@ -20,18 +18,6 @@ pub struct Reference {
     extractor: Extractor,
     moments: Moments,
     other_half: Tensor,
-}
-
-/// Splits `rows` into fixed chunks: (chunk number, rows) of each. Noise belongs to a chunk, so whoever draws the
-/// same chunks draws the same samples.
-pub fn chunks(rows: i64) -> impl Iterator<Item = (u64, i64)> {
-    (0..(rows + CHUNK - 1) / CHUNK).map(move |chunk| (chunk as u64, CHUNK.min(rows - chunk * CHUNK)))
-}
-
-/// Those of the [`chunks`] that belong to this rank; together the ranks have each once, on any number of ranks.
-pub fn chunks_of_rank(rows: i64, world: &World) -> impl Iterator<Item = (u64, i64)> {
-    let (rank, size) = (world.rank as u64, world.size as u64);
-    chunks(rows).filter(move |(chunk, _)| chunk % size == rank)
 }
 
 /// Exact samples that stand for a target with a sampler of its own, `[60000, …]` on the CPU: they belong to
@@ -55,11 +41,11 @@ impl Reference {
         let reference = data.index_select(0, &order.narrow(0, half, half));
         let first = extractor.features(&reference.narrow(0, 0, CHUNK.min(half)).to_device(world.device));
         let mut moments = Moments::new(&first.to_kind(Kind::Double).mean_dim(0i64, false, None));
-        for (chunk, rows) in chunks_of_rank(half, world) {
+        let sums = sum_over_chunks(half, moments.length(), world, |chunk, rows| {
             let x = reference.narrow(0, chunk as i64 * CHUNK, rows).to_device(world.device);
-            moments.add(&extractor.features(&x));
-        }
-        moments.merge(world)?;
+            moments.sums_of(&extractor.features(&x))
+        })?;
+        moments.add_sums(&sums);
         Ok(Reference { extractor, moments, other_half })
     }
 
@@ -81,9 +67,27 @@ impl Reference {
         self.other_half.narrow(0, 0, rows)
     }
 
-    /// Empty moments with the reference's shift, to collect samples in.
-    pub fn empty(&self) -> Moments {
-        Moments::new(&self.moments.mean())
+    /// Moments of features and spread of pixels of what `samples`(chunk, rows) returns for the chunks of this rank,
+    /// over all ranks.
+    ///
+    /// # Errors
+    /// If a collective fails.
+    pub fn measure(
+        &self,
+        rows: i64,
+        world: &World,
+        mut samples: impl FnMut(u64, i64) -> Tensor,
+    ) -> Result<(Moments, PixelSpread), CommError> {
+        let mut moments = Moments::new(&self.moments.mean());
+        let mut spread = PixelSpread::new(self.other_half.size()[1..].iter().product());
+        let (of_features, of_pixels) = (moments.length(), spread.length());
+        let sums = sum_over_chunks(rows, of_features + of_pixels, world, |chunk, rows| {
+            let x = samples(chunk, rows);
+            Tensor::cat(&[moments.sums_of(&self.extractor.features(&x)), PixelSpread::sums_of(&x)], 0)
+        })?;
+        moments.add_sums(&sums.narrow(0, 0, of_features));
+        spread.add_sums(&sums.narrow(0, of_features, of_pixels));
+        Ok((moments, spread))
     }
 
     /// Scores of `rows` real samples: the Fréchet distance's floor for this count, and the pixel deviation
@@ -92,15 +96,9 @@ impl Reference {
     /// # Errors
     /// If a collective fails.
     pub fn floor(&self, rows: i64, world: &World) -> Result<(f64, f64), CommError> {
-        let mut moments = self.empty();
-        let mut spread = PixelSpread::new(self.other_half.size()[1..].iter().product());
-        for (chunk, rows) in chunks_of_rank(rows, world) {
-            let x = self.other_half.narrow(0, chunk as i64 * CHUNK, rows).to_device(world.device);
-            moments.add(&self.extractor.features(&x));
-            spread.add(&x);
-        }
-        moments.merge(world)?;
-        spread.merge(world)?;
+        let (moments, spread) = self.measure(rows, world, |chunk, rows| {
+            self.other_half.narrow(0, chunk as i64 * CHUNK, rows).to_device(world.device)
+        })?;
         Ok((moments.distance(&self.moments), spread.value()))
     }
 }

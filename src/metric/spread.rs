@@ -2,47 +2,47 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::comm::{CommError, World};
-
 /// Streamed sums per pixel, in f64.
 #[derive(Debug)]
 pub struct PixelSpread {
-    count: f64,
+    /// Number, sums `[P]` and sums of squares `[P]`, one after the other.
     sums: Tensor,
 }
 
 impl PixelSpread {
     /// No samples yet; `dimension` is the number of pixels.
     pub fn new(dimension: i64) -> Self {
-        PixelSpread { count: 0.0, sums: Tensor::zeros([2, dimension], (Kind::Double, Device::Cpu)) }
+        PixelSpread { sums: Tensor::zeros([1 + 2 * dimension], (Kind::Double, Device::Cpu)) }
     }
 
     /// Takes in samples `[B, …]`, clamped to [0, 1].
     pub fn add(&mut self, samples: &Tensor) {
-        let x = samples.clamp(0.0, 1.0).flatten(1, -1).to_device(Device::Cpu).to_kind(Kind::Double);
-        self.count += x.size()[0] as f64;
-        let sums = [x.sum_dim_intlist(0i64, false, None), x.square().sum_dim_intlist(0i64, false, None)];
-        self.sums += Tensor::stack(&sums, 0);
+        self.add_sums(&Self::sums_of(samples));
     }
 
-    /// Adds up the sums of all ranks.
-    ///
-    /// # Errors
-    /// If the collective fails.
-    pub fn merge(&mut self, world: &World) -> Result<(), CommError> {
-        let parts = [Tensor::from_slice(&[self.count]), self.sums.reshape([-1])];
-        let mut buffer = Tensor::cat(&parts, 0).to_device(world.device);
-        world.collective().all_reduce_sum(&mut buffer)?;
-        let buffer = buffer.to_device(Device::Cpu);
-        self.count = buffer.double_value(&[0]);
-        self.sums = buffer.narrow(0, 1, self.sums.numel() as i64).view_as(&self.sums).copy();
-        Ok(())
+    /// What samples `[B, …]` add to the sums: f64 `[length]` on the CPU.
+    pub fn sums_of(samples: &Tensor) -> Tensor {
+        let x = samples.clamp(0.0, 1.0).flatten(1, -1).to_device(Device::Cpu).to_kind(Kind::Double);
+        let count = Tensor::from_slice(&[x.size()[0] as f64]);
+        let sums = [x.sum_dim_intlist(0i64, false, None), x.square().sum_dim_intlist(0i64, false, None)];
+        Tensor::cat(&[&count, &sums[0], &sums[1]], 0)
+    }
+
+    /// How many numbers the sums are.
+    pub fn length(&self) -> i64 {
+        self.sums.size()[0]
+    }
+
+    /// Takes in samples by their sums.
+    pub fn add_sums(&mut self, sums: &Tensor) {
+        self.sums += sums;
     }
 
     /// Standard deviation over samples (n − 1), averaged over pixels.
     pub fn value(&self) -> f64 {
-        let mean = self.sums.get(0) / self.count;
-        let variance = (self.sums.get(1) - mean.square() * self.count) / (self.count - 1.0);
+        let (count, pixels) = (self.sums.double_value(&[0]), (self.length() - 1) / 2);
+        let mean = self.sums.narrow(0, 1, pixels) / count;
+        let variance = (self.sums.narrow(0, 1 + pixels, pixels) - mean.square() * count) / (count - 1.0);
         variance.clamp_min(0.0).sqrt().mean(None).double_value(&[])
     }
 }
