@@ -84,6 +84,13 @@ pub struct Train {
     /// Continue the run in the run directory from its newest checkpoint.
     #[arg(long)]
     pub resume: bool,
+    /// Train nothing: do an iteration of a job of this many ranks in one process, and say what it would take.
+    ///
+    /// Checks that batch and shards divide, and prints memory a rank, bytes of each all-reduce and the predicted time. The
+    /// model: ranks compute side by side, then wait for each other's all-reduce, of 2 log2(n) messages with 2 (n - 1)/n of the
+    /// bytes. Under mpirun the link between its ranks is measured; otherwise two usual ones are assumed.
+    #[arg(long, value_name = "RANKS", conflicts_with_all = ["run", "resume"], value_parser = clap::value_parser!(u32).range(1..))]
+    pub rehearse: Option<u32>,
     /// Set a key of the configuration, e.g. --set train.iterations=200. Can be repeated.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,

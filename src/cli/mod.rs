@@ -13,6 +13,7 @@ mod plot;
 mod posterior;
 mod progress;
 mod reference;
+mod rehearse;
 mod run_directory;
 mod run_observer;
 mod run_record;

@@ -13,6 +13,7 @@ use super::arguments::Train;
 use super::metrics::{Inputs, point_plan};
 use super::posterior::PosteriorMeasure;
 use super::reference;
+use super::rehearse;
 use super::run_directory::RunDirectory;
 use super::run_observer::{RunObserver, Yardsticks};
 use super::run_record::{device_name, run_attributes, target_name};
@@ -31,6 +32,9 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
     let file = load::<TrainFile>(&arguments.config, &arguments.set);
     let (session, mut file) = Session::start(file, |file| &file.compute)?;
     file.run.directory = arguments.run.clone().or(file.run.directory);
+    if let Some(ranks) = arguments.rehearse {
+        return rehearse::run(&session, file, ranks as usize);
+    }
     let world = &session.world;
     let plan = session.prepare(file.check(world.size))?;
     let networks = session.prepare(Networks::build(&plan, world))?;

@@ -4,21 +4,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tch::{Device, Tensor, no_grad};
-
 use super::TrainError;
 use super::build::Networks;
 use super::checkpoint;
 use super::observer::{Event, Observer, Row};
-use super::reduce::{Part, Reduced, reduce};
-use super::schedule::learning_rate_factor;
 use super::state::State;
+use super::updates::{Round, Trainer};
 use crate::comm::World;
-use crate::config::{Plan, Schedule, ScoreBase};
-use crate::method::{FieldValue, Perturbed, ScoreAt, sampler_field, score_loss, score_loss_and_products};
-use crate::model::Base;
-use crate::rng::{Generator, Shards, Stream};
-use crate::target::{StartingGaussian, TargetOnPath};
+use crate::config::Plan;
 
 /// A request to stop at the next iteration boundary, set from a signal handler.
 pub type Stop = AtomicBool;
@@ -30,12 +23,6 @@ pub enum Outcome {
     Done,
     /// A rank was asked to stop; a checkpoint holds everything.
     Stopped,
-}
-
-/// What a score update or a sampler update did, equal on all ranks.
-struct Update {
-    loss: f64,
-    gradient_norm: f64,
 }
 
 /// Trains from `state` to the plan's last iteration. Checkpoints go to `checkpoints` (rank 0 writes).
@@ -72,24 +59,8 @@ pub fn run(
     while state.iteration < settings.iterations {
         let fraction = state.iteration as f64 / settings.iterations as f64;
 
-        // One round: K − 1 score updates, then one of each network, in turn or from the same samples.
-        for _ in 1..settings.score_updates() {
-            trainer.score_update(state, fraction)?;
-        }
-        let (score, sampler, is_stop_asked) = match settings.schedule {
-            Schedule::Alternating => {
-                let score = trainer.score_update(state, fraction)?;
-                let (sampler, is_stop_asked) = trainer.sampler_update(state, fraction, stop)?;
-                (score, sampler, is_stop_asked)
-            }
-            Schedule::Simultaneous => trainer.simultaneous_update(state, fraction, stop)?,
-        };
-        state.iteration += 1;
-        state.average.update(
-            &state.sampler,
-            settings.batch as f64,
-            state.iteration as f64 * settings.batch as f64,
-        );
+        // K score updates and one of the sampler.
+        let Round { score, sampler, is_stop_asked } = trainer.round(state, fraction, stop)?;
 
         // Report.
         state.wall_seconds = seconds_before + (started.elapsed() - evaluating).as_secs_f64();
@@ -140,245 +111,6 @@ fn save(
     Ok(world.collective().barrier()?)
 }
 
-/// Updates that draw rows of data, as the shard of their stream.
-const OF_SAMPLER: u64 = 0;
-const OF_SCORE: u64 = 1;
-
-/// Everything an update needs that does not change.
-struct Trainer<'a> {
-    plan: &'a Plan,
-    world: &'a World,
-    networks: &'a Networks,
-    /// What this rank computes at once, one after the other.
-    pieces: Vec<Shards>,
-}
-
-/// The random numbers of one update, for the rows of a piece.
-struct Draw {
-    z: Tensor,
-    eps: Tensor,
-    sigma: Tensor,
-}
-
-impl<'a> Trainer<'a> {
-    fn new(plan: &'a Plan, world: &'a World, networks: &'a Networks) -> Self {
-        let compute = &plan.file.compute;
-        let shards = Shards::of_rank(plan.file.train.batch, compute.shards, world.rank, world.size);
-        Trainer { plan, world, networks, pieces: shards.pieces(compute.reduction) }
-    }
-
-    /// Computes the pieces of this rank, and sums what they give over all ranks.
-    fn reduce(&self, compute: impl FnMut(&Shards) -> Part) -> Result<Reduced, TrainError> {
-        let parts = self.pieces.iter().map(compute).collect();
-        Ok(reduce(self.world, self.plan.file.compute.reduction, parts)?)
-    }
-
-    /// Latents, noise, and noise levels log-uniform in the band and stratified over the global batch.
-    fn draw(&self, piece: &Shards, stream: Stream, update: u64, fraction: f64) -> Draw {
-        let band = self.plan.file.method.sigma.band(fraction);
-        let batch = self.plan.file.train.batch;
-        let shape = &self.networks.sampler.spec().shape;
-        let key = (self.plan.file.run.seed, stream, update);
-        let [z, eps, sigma] = piece.draw(key, self.world.device, |generator, rows| {
-            let count = rows.end - rows.start;
-            let z = generator.normal(&self.networks.sampler.latent_shape(count));
-            let eps = generator.normal(&[&[count], shape.as_slice()].concat());
-            [z, eps, generator.stratified_levels(band, rows, batch)]
-        });
-        Draw { z, eps, sigma }
-    }
-
-    /// `x0` perturbed for a sampler update: with probes where the target's score with noise is estimated.
-    fn perturb_for_field(&self, piece: &Shards, x0: &Tensor, draw: &Draw, update: u64) -> Perturbed {
-        let at = self.perturb(x0, draw);
-        let count = self.plan.file.method.smoothing as i64;
-        if count == 0 {
-            return at;
-        }
-        let dimension = self.networks.sampler.spec().shape[0];
-        let key = (self.plan.file.run.seed, Stream::Probes, update);
-        let [probes] = piece.draw(key, self.world.device, |generator, rows| {
-            [generator.normal(&[rows.end - rows.start, count, dimension])]
-        });
-        at.with_probes(&probes)
-    }
-
-    fn perturb(&self, x0: &Tensor, draw: &Draw) -> Perturbed {
-        Perturbed::new(x0, &draw.eps, &draw.sigma, self.plan.file.method.variance)
-    }
-
-    /// Perturbed rows of all ranks.
-    fn global_rows(&self, at: &Perturbed) -> i64 {
-        self.plan.file.train.batch as i64 * at.copies()
-    }
-
-    fn learning_rate(&self, base: f64, fraction: f64) -> f64 {
-        let settings = &self.plan.file.train;
-        base * learning_rate_factor(fraction, settings.cosine_from, settings.final_lr_fraction)
-    }
-
-    /// The target as it stands after `fraction` of training.
-    fn target(&self, fraction: f64) -> TargetOnPath<'a> {
-        let spec = self.networks.sampler.spec();
-        let start = StartingGaussian { offset: spec.initial_offset, scale: spec.initial_scale };
-        self.networks.target.on_path(start, self.plan.file.method.target_weight(fraction))
-    }
-
-    /// Draws the rows of data that the target is estimated from, the same on all ranks.
-    fn redraw(&self, update: u64, purpose: u64) {
-        let mut generator = Generator::new(self.plan.file.run.seed, Stream::MiniBatch, update, purpose);
-        self.networks.target.target().redraw(&mut generator);
-    }
-
-    /// Every rank has as many rows, so the evaluations of all ranks are known without asking.
-    fn count(&self, state: &mut State, evaluations: i64) {
-        state.target_evaluations += evaluations as u64 * self.world.size as u64;
-    }
-
-    /// Algorithm 1, step 1: one Adam update of the score network on fresh samples.
-    fn score_update(&self, state: &mut State, fraction: f64) -> Result<Update, TrainError> {
-        let (settings, section) = (&self.plan.file.train, &self.plan.file.method);
-        let target = self.target(fraction);
-        let is_base = self.networks.score.spec().base == ScoreBase::Target;
-        if is_base {
-            self.redraw(state.score_updates, OF_SCORE);
-        }
-        let reduced = self.reduce(|piece| {
-            let draw = self.draw(piece, Stream::ScoreUpdate, state.score_updates, fraction);
-            let x0 = no_grad(|| self.networks.sampler.forward(state.sampler.frozen(), &draw.z));
-            let at = self.perturb(&x0, &draw);
-            let base = is_base.then(|| {
-                let evaluations = if target.is_evaluated() { at.rows() } else { 0 };
-                self.count(state, evaluations);
-                target.score(&at.x, &at.sigma)
-            });
-            let network = (&self.networks.score, state.score.tracked());
-            let base = match &base {
-                Some(score) => Base::Target(score),
-                None => network.0.base(&at.x, target.weight()), // which does not use the scores it is given
-            };
-            let loss = score_loss(section, network, &at, base, self.global_rows(&at));
-            Part { gradients: vec![loss.gradient], statistics: vec![loss.value] }
-        })?;
-        let gradient_norm = self.clip_score(state, &reduced.gradients[0]);
-        finite(state.iteration, "score network's loss or gradient", &[reduced.statistics[0], gradient_norm])?;
-        let step = self.learning_rate(settings.score_lr, fraction);
-        state.score_adam.update(state.score.flat(), &reduced.gradients[0], step);
-        state.score_updates += 1;
-        Ok(Update { loss: reduced.statistics[0], gradient_norm })
-    }
-
-    /// Algorithm 1, step 2: one Adam update of the sampler down the field, the score network fixed.
-    fn sampler_update(
-        &self,
-        state: &mut State,
-        fraction: f64,
-        stop: &Stop,
-    ) -> Result<(Update, bool), TrainError> {
-        let settings = &self.plan.file.train;
-        self.redraw(state.iteration, OF_SAMPLER);
-        let reduced = self.reduce(|piece| {
-            let draw = self.draw(piece, Stream::SamplerUpdate, state.iteration, fraction);
-            let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);
-            let at = self.perturb_for_field(piece, &x0, &draw, state.iteration);
-            let network = (&self.networks.score, state.score.frozen());
-            let value = self.field(state, fraction, &x0, &at, &mut |base, wants| {
-                ScoreAt::evaluate(network, &at, base, wants)
-            });
-            let (gradient, loss) = self.pull_back(state, &x0, value);
-            let stop = stop_flag(stop, loss.device());
-            Part { gradients: vec![gradient], statistics: vec![loss, stop] }
-        })?;
-        let gradient_norm = self.clip_sampler(state, &reduced.gradients[0]);
-        finite(state.iteration, "sampler's loss or gradient", &[reduced.statistics[0], gradient_norm])?;
-        let step = self.learning_rate(settings.sampler_lr, fraction);
-        state.sampler_adam.update(state.sampler.flat(), &reduced.gradients[0], step);
-        Ok((Update { loss: reduced.statistics[0], gradient_norm }, reduced.statistics[1] > 0.0))
-    }
-
-    /// Both updates from the same samples: one forward and backward pass of each network, one all-reduce.
-    fn simultaneous_update(
-        &self,
-        state: &mut State,
-        fraction: f64,
-        stop: &Stop,
-    ) -> Result<(Update, Update, bool), TrainError> {
-        let (settings, section) = (&self.plan.file.train, &self.plan.file.method);
-        self.redraw(state.iteration, OF_SAMPLER);
-        let reduced = self.reduce(|piece| {
-            let draw = self.draw(piece, Stream::SamplerUpdate, state.iteration, fraction);
-            let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);
-            let at = self.perturb_for_field(piece, &x0, &draw, state.iteration);
-            let rows = self.global_rows(&at);
-            let network = (&self.networks.score, state.score.tracked());
-            let mut score_loss = None;
-            let value = self.field(state, fraction, &x0, &at, &mut |base, wants_product| {
-                let (loss, score) = score_loss_and_products(section, network, &at, base, rows, wants_product);
-                score_loss = Some(loss);
-                score
-            });
-            let score_loss = score_loss.expect("every field asks for the score network");
-            let (gradient, loss) = self.pull_back(state, &x0, value);
-            let stop = stop_flag(stop, loss.device());
-            Part {
-                gradients: vec![score_loss.gradient, gradient],
-                statistics: vec![score_loss.value, loss, stop],
-            }
-        })?;
-        let score_norm = self.clip_score(state, &reduced.gradients[0]);
-        let sampler_norm = self.clip_sampler(state, &reduced.gradients[1]);
-        finite(state.iteration, "score network's loss or gradient", &[reduced.statistics[0], score_norm])?;
-        finite(state.iteration, "sampler's loss or gradient", &[reduced.statistics[1], sampler_norm])?;
-        let score_step = self.learning_rate(settings.score_lr, fraction);
-        let sampler_step = self.learning_rate(settings.sampler_lr, fraction);
-        state.score_adam.update(state.score.flat(), &reduced.gradients[0], score_step);
-        state.sampler_adam.update(state.sampler.flat(), &reduced.gradients[1], sampler_step);
-        state.score_updates += 1;
-        let score = Update { loss: reduced.statistics[0], gradient_norm: score_norm };
-        let sampler = Update { loss: reduced.statistics[1], gradient_norm: sampler_norm };
-        Ok((score, sampler, reduced.statistics[2] > 0.0))
-    }
-
-    /// The field of this point of training at `x0` `[B, …]`, with the score network as `score_at` evaluates it.
-    fn field(
-        &self,
-        state: &State,
-        fraction: f64,
-        x0: &Tensor,
-        at: &Perturbed,
-        score_at: &mut dyn FnMut(Base, bool) -> ScoreAt,
-    ) -> FieldValue {
-        let section = &self.plan.file.method;
-        let network = (&self.networks.score, state.score.frozen());
-        let method = (section, section.kind_at(fraction));
-        sampler_field(method, &self.target(fraction), network, x0, at, score_at)
-    }
-
-    /// Pulls a field at `x0` `[B, …]` back through the sampler: the flat gradient `[P]` and the loss of these
-    /// rows, both divided by the global batch.
-    fn pull_back(&self, state: &mut State, x0: &Tensor, value: FieldValue) -> (Tensor, Tensor) {
-        let batch = self.plan.file.train.batch as f64;
-        self.count(state, value.evaluations);
-        let along = (x0 * value.gradient).sum(None) / batch;
-        let (gradient, _) = state.sampler.tracked().gradient(&along, &[]);
-        (gradient, value.loss.sum(None) / batch)
-    }
-
-    fn clip_score(&self, state: &mut State, gradient: &Tensor) -> f64 {
-        let settings = &self.plan.file.train;
-        state.score_norm.clip(gradient, settings.score_clip_norm, settings.clip_factor)
-    }
-
-    fn clip_sampler(&self, state: &mut State, gradient: &Tensor) -> f64 {
-        let settings = &self.plan.file.train;
-        state.sampler_norm.clip(gradient, settings.sampler_clip_norm, settings.clip_factor)
-    }
-}
-
-fn stop_flag(stop: &Stop, device: Device) -> Tensor {
-    Tensor::from(if stop.load(Ordering::Relaxed) { 1f32 } else { 0f32 }).to_device(device)
-}
-
 /// Every rank makes the same updates from the same sums, so all hold the same bits; a rank that does not has
 /// a hardware or library fault, and nothing it computes can be trusted.
 fn same_on_all_ranks(world: &World, state: &State) -> Result<(), TrainError> {
@@ -386,15 +118,5 @@ fn same_on_all_ranks(world: &World, state: &State) -> Result<(), TrainError> {
     match hashes.iter().position(|hash| *hash != hashes[0]) {
         Some(rank) => Err(TrainError::Replicas { iteration: state.iteration, rank }),
         None => Ok(()),
-    }
-}
-
-/// A non-finite value on one rank is one on all ranks after the sum, so all stop here together, before the
-/// optimiser moves.
-fn finite(iteration: u64, what: &'static str, values: &[f64]) -> Result<(), TrainError> {
-    if values.iter().all(|value| value.is_finite()) {
-        Ok(())
-    } else {
-        Err(TrainError::Diverged { iteration: iteration + 1, what })
     }
 }
