@@ -102,6 +102,7 @@ fn unknown_key_and_wrong_type_on_the_command_line_are_refused() {
         &["iteratons", "iterations"],
     );
     refused(&bench.train("configs/quick.toml", &["--set", "train.batch=many"]), &["invalid type", "many"]);
+    refused(&bench.train("configs/quick.toml", &["--set", "compute.stall_seconds=-1"]), &["integer `-1`"]);
     refused(&bench.train("configs/quick.toml", &["--set", "batch=5"]), &["section.key=value"]);
     assert!(!bench.path("run").exists());
 }

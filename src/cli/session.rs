@@ -5,6 +5,7 @@
 
 use std::fmt::Display;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tracing::error;
 
@@ -41,11 +42,34 @@ impl Session {
         file: Result<T, ConfigError>,
         compute: impl Fn(&T) -> &ComputeSection,
     ) -> Result<(Self, T), Exit> {
+        Self::start_with(file, compute, false)
+    }
+
+    /// The same for a command whose ranks have long work of their own, after which they wait for each other for as
+    /// long as that takes.
+    pub fn start_apart<T>(
+        file: Result<T, ConfigError>,
+        compute: impl Fn(&T) -> &ComputeSection,
+    ) -> Result<(Self, T), Exit> {
+        Self::start_with(file, compute, true)
+    }
+
+    fn start_with<T>(
+        file: Result<T, ConfigError>,
+        compute: impl Fn(&T) -> &ComputeSection,
+        work_apart: bool,
+    ) -> Result<(Self, T), Exit> {
         let (asked, refusal) = match &file {
             Ok(file) => (compute(file).clone(), None),
             Err(error) => (ComputeSection::default(), Some(error.to_string())),
         };
-        let options = StartOptions { share_gpus: asked.share_gpus, refusal, ..StartOptions::default() };
+        let options = StartOptions {
+            share_gpus: asked.share_gpus,
+            stall_limit: Duration::from_secs(asked.stall_seconds),
+            work_apart,
+            refusal,
+            ..StartOptions::default()
+        };
         let world =
             World::start(asked.device, asked.threads(), options).map_err(|error| start_failed(&error))?;
         match file {

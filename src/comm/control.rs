@@ -1,11 +1,14 @@
 //! Small decisions that ranks take together, in host memory whatever the device.
 
 use std::fmt;
+use std::sync::Arc;
 
 use mpi::collective::SystemOperation;
 use mpi::datatype::PartitionMut;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Root};
+
+use super::watch::{Watch, What};
 
 /// Sent after each text, so that none of them is empty.
 const END: u8 = 0;
@@ -16,9 +19,15 @@ pub(super) struct Control {
     pub(super) rank: usize,
     pub(super) size: usize,
     pub(super) host: String,
+    /// Where the rank notes that it waits.
+    pub(super) watch: Arc<Watch>,
 }
 
 impl Control {
+    pub(super) fn new(rank: usize, size: usize, host: String) -> Self {
+        Control { rank, size, host, watch: Arc::new(Watch::new()) }
+    }
+
     /// The MPI world, or nothing when this rank is alone (MPI may then not be initialised at all).
     fn others(&self) -> Option<SimpleCommunicator> {
         (self.size > 1).then(SimpleCommunicator::world)
@@ -27,6 +36,7 @@ impl Control {
     /// Whether `flag` is true on at least one rank.
     pub(super) fn any(&self, flag: bool) -> bool {
         let Some(world) = self.others() else { return flag };
+        let _waiting = self.watch.enter(What::Decision);
         let mut raised = 0_i32;
         world.all_reduce_into(&i32::from(flag), &mut raised, SystemOperation::max());
         raised != 0
@@ -34,7 +44,13 @@ impl Control {
 
     /// Returns once all ranks have called it.
     pub(super) fn barrier(&self) {
+        self.meet(What::Barrier);
+    }
+
+    /// A barrier that goes by another name.
+    pub(super) fn meet(&self, what: What) {
         if let Some(world) = self.others() {
+            let _waiting = self.watch.enter(what);
             world.barrier();
         }
     }
@@ -42,6 +58,7 @@ impl Control {
     /// The bytes of rank 0 on every rank; those of other ranks are ignored.
     pub(super) fn broadcast(&self, own: Vec<u8>) -> Vec<u8> {
         let Some(world) = self.others() else { return own };
+        let _waiting = self.watch.enter(What::BroadcastText);
         let root = world.process_at_rank(0);
         let mut length = own.len() as u64;
         root.broadcast_into(&mut length);
@@ -60,6 +77,7 @@ impl Control {
         let Some(world) = self.others() else {
             return vec![own.to_string()];
         };
+        let _waiting = self.watch.enter(What::GatherTexts);
         let own = [own.as_bytes(), &[END]].concat();
         let mut lengths = vec![0_i32; self.size];
         let length = i32::try_from(own.len()).expect("a message is shorter than 2 GiB");
@@ -157,7 +175,7 @@ mod tests {
     use super::*;
 
     fn alone() -> Control {
-        Control { rank: 0, size: 1, host: "here".to_string() }
+        Control::new(0, 1, "here".to_string())
     }
 
     #[test]

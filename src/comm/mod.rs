@@ -16,6 +16,10 @@
 //! - **alone**: [`World::abort`] ends the whole job from one rank, after any error that was not
 //!   agreed on, one from a collective among them;
 //! - **by panic**: a hook names the rank and host, and ends the job.
+//!
+//! A rank that does none of them, because its process is stopped, its host is gone or its work does not end, would
+//! still make the others wait for ever. A watchdog on each rank asks the others who is missing from a collective
+//! that takes too long, names that rank and ends the job.
 
 mod control;
 pub(crate) mod device;
@@ -24,6 +28,9 @@ pub(crate) mod launch;
 mod mpi;
 pub(crate) mod nccl;
 mod solo;
+mod stall;
+mod watch;
+mod watchdog;
 mod world;
 
 use tch::{Device, Kind, Tensor};

@@ -3,6 +3,7 @@
 //! MPI's own errors are fatal by its default, so a call either succeeds or ends the job.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use bytemuck::Pod;
 use mpi::collective::SystemOperation;
@@ -10,6 +11,7 @@ use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Equivalence, Root};
 use tch::{Device, Kind, Tensor};
 
+use super::watch::{Call, Watch, What};
 use super::{Collective, CommError, check_buffer, check_root};
 
 /// Bytes reduced by one call. MPI reduces from one buffer into another, so each piece is copied out
@@ -23,22 +25,24 @@ const PIECE_ELEMENTS: usize = 1 << 28;
 /// All ranks of the job, tensors on the CPU.
 pub(super) struct Mpi {
     world: SimpleCommunicator,
+    watch: Arc<Watch>,
     /// `PIECE_BYTES` of send buffer; `u64` for the alignment of every element type.
     piece: RefCell<Vec<u64>>,
 }
 
 impl Mpi {
     /// Needs MPI to be initialised.
-    pub(super) fn new() -> Self {
-        Mpi { world: SimpleCommunicator::world(), piece: RefCell::default() }
+    pub(super) fn new(watch: Arc<Watch>) -> Self {
+        Mpi { world: SimpleCommunicator::world(), watch, piece: RefCell::default() }
     }
 
     fn size(&self) -> usize {
         self.world.size() as usize
     }
 
-    fn reduce(&self, buffer: &mut Tensor, operation: SystemOperation) -> Result<(), CommError> {
+    fn reduce(&self, what: What, buffer: &mut Tensor, operation: SystemOperation) -> Result<(), CommError> {
         check_buffer("mpi", Device::Cpu, buffer)?;
+        let _waiting = self.watch.enter(Call::over(what, buffer));
         match buffer.kind() {
             Kind::Float => self.reduce_elements::<f32>(buffer, operation),
             Kind::Double => self.reduce_elements::<f64>(buffer, operation),
@@ -72,11 +76,11 @@ impl Mpi {
 
 impl Collective for Mpi {
     fn all_reduce_sum(&self, buffer: &mut Tensor) -> Result<(), CommError> {
-        self.reduce(buffer, SystemOperation::sum())
+        self.reduce(What::Sum, buffer, SystemOperation::sum())
     }
 
     fn all_reduce_max(&self, buffer: &mut Tensor) -> Result<(), CommError> {
-        self.reduce(buffer, SystemOperation::max())
+        self.reduce(What::Maximum, buffer, SystemOperation::max())
     }
 
     fn all_gather(&self, buffer: &Tensor) -> Result<Vec<Tensor>, CommError> {
@@ -93,6 +97,7 @@ impl Collective for Mpi {
         }
         let mut all = Tensor::zeros(shape, (buffer.kind(), Device::Cpu));
         let mut own = buffer.shallow_clone();
+        let _waiting = self.watch.enter(Call::over(What::Gather, buffer));
         match buffer.kind() {
             Kind::Float => self.gather::<f32>(&mut own, &mut all),
             Kind::Double => self.gather::<f64>(&mut own, &mut all),
@@ -104,6 +109,7 @@ impl Collective for Mpi {
     fn broadcast(&self, buffer: &mut Tensor, root: usize) -> Result<(), CommError> {
         check_root("mpi", root, self.size())?;
         check_buffer("mpi", Device::Cpu, buffer)?;
+        let _waiting = self.watch.enter(Call::over(What::Broadcast, buffer));
         match buffer.kind() {
             Kind::Float => self.send_from::<f32>(root, buffer),
             Kind::Double => self.send_from::<f64>(root, buffer),
@@ -113,6 +119,7 @@ impl Collective for Mpi {
     }
 
     fn barrier(&self) -> Result<(), CommError> {
+        let _waiting = self.watch.enter(What::Barrier);
         self.world.barrier();
         Ok(())
     }

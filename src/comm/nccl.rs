@@ -16,6 +16,7 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tch::{Cuda, Device, Kind, Tensor};
 
 use super::control::{Control, Failure};
+use super::watch::{Call, What};
 use super::{Collective, CommError, check_buffer, check_root, device, launch};
 
 /// libtorch computes on the legacy default stream unless told otherwise, and so does NCCL here:
@@ -241,8 +242,9 @@ impl Nccl {
         Ok((buffer.data_ptr(), buffer.numel(), kind))
     }
 
-    fn reduce(&self, buffer: &mut Tensor, operation: ncclRedOp_t) -> Result<(), CommError> {
+    fn reduce(&self, what: What, buffer: &mut Tensor, operation: ncclRedOp_t) -> Result<(), CommError> {
         let (data, count, kind) = self.parts(buffer)?;
+        let _waiting = self.control.watch.enter_queued(Call::over(what, buffer));
         // SAFETY: `count` elements of device memory, in place as NCCL allows; libtorch frees or
         // reuses them only in the order of this same stream.
         let code = unsafe { (self.api.all_reduce)(data, data, count, kind, operation, self.comm, STREAM) };
@@ -264,11 +266,11 @@ impl Nccl {
 
 impl Collective for Nccl {
     fn all_reduce_sum(&self, buffer: &mut Tensor) -> Result<(), CommError> {
-        self.reduce(buffer, ncclRedOp_t::ncclSum)
+        self.reduce(What::Sum, buffer, ncclRedOp_t::ncclSum)
     }
 
     fn all_reduce_max(&self, buffer: &mut Tensor) -> Result<(), CommError> {
-        self.reduce(buffer, ncclRedOp_t::ncclMax)
+        self.reduce(What::Maximum, buffer, ncclRedOp_t::ncclMax)
     }
 
     fn all_gather(&self, buffer: &Tensor) -> Result<Vec<Tensor>, CommError> {
@@ -276,6 +278,7 @@ impl Collective for Nccl {
         let mut shape = buffer.size();
         shape.insert(0, self.control.size as i64);
         let all = Tensor::empty(shape, (buffer.kind(), buffer.device()));
+        let _waiting = self.control.watch.enter_queued(Call::over(What::Gather, buffer));
         // SAFETY: as above; `all` holds `size * count` elements, and NCCL writes each of them.
         let code = unsafe { (self.api.all_gather)(data, all.data_ptr(), count, kind, self.comm, STREAM) };
         self.check("ncclAllGather", code)?;
@@ -285,6 +288,7 @@ impl Collective for Nccl {
     fn broadcast(&self, buffer: &mut Tensor, root: usize) -> Result<(), CommError> {
         check_root("nccl", root, self.control.size)?;
         let (data, count, kind) = self.parts(buffer)?;
+        let _waiting = self.control.watch.enter_queued(Call::over(What::Broadcast, buffer));
         // SAFETY: as above, in place on the root and everywhere else.
         let code = unsafe { (self.api.broadcast)(data, data, count, kind, root as c_int, self.comm, STREAM) };
         self.check("ncclBroadcast", code)
@@ -292,6 +296,7 @@ impl Collective for Nccl {
 
     /// Also waits for this rank's GPU, so that what came before is done and not only queued.
     fn barrier(&self) -> Result<(), CommError> {
+        let _waiting = self.control.watch.enter(What::Barrier);
         Cuda::synchronize(self.ordinal as i64);
         self.check("a collective before the barrier", SUCCESS)?;
         self.control.barrier();

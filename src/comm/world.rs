@@ -9,33 +9,49 @@ use tch::Device;
 
 use super::control::Control;
 use super::mpi::Mpi;
+use super::stall::Rules;
+use super::watchdog::{self, Watchdog};
 use super::{
     Collective, CommError, DeviceRequest, Failure, check_first_collective, device, launch, nccl, solo,
 };
+use crate::config::ComputeSection;
 
 /// How a world starts, beyond device and threads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StartOptions {
     /// Lets several ranks compute on one GPU: for tests of correctness, where NCCL allows it.
     pub share_gpus: bool,
-    /// Exit code of the job after a panic, or when ranks do not connect.
+    /// Exit code of the job after a panic, when ranks do not connect, or when one does not come to a collective.
     pub abort_code: i32,
     /// How long NCCL may take to connect all ranks.
     pub nccl_limit: Duration,
+    /// How long a rank may wait for the others in a collective before the watchdogs end the job and name who is
+    /// missing. Three times that in the first 40 collectives, when ranks load data and fill caches; zero is for
+    /// ever. To be equal on all ranks.
+    pub stall_limit: Duration,
+    /// Whether ranks have long work of their own between collectives: then one whose watchdog answers is not missing.
+    pub work_apart: bool,
     /// Why this rank cannot go on, if it cannot: the ranks learn of it together, before they choose devices.
     pub refusal: Option<String>,
 }
 
 impl Default for StartOptions {
     fn default() -> Self {
-        StartOptions { share_gpus: false, abort_code: 1, nccl_limit: Duration::from_secs(120), refusal: None }
+        StartOptions {
+            share_gpus: false,
+            abort_code: 1,
+            nccl_limit: Duration::from_secs(120),
+            stall_limit: Duration::from_secs(ComputeSection::default().stall_seconds),
+            work_apart: false,
+            refusal: None,
+        }
     }
 }
 
 /// This process among all: who it is, where it computes, and its collectives.
 ///
-/// Dropping it leaves the job in order: NCCL's communicator, then MPI, which waits for all ranks
-/// to do the same. A process must drop it before `std::process::exit`.
+/// Dropping it leaves the job in order: the watchdogs of all ranks, NCCL's communicator, then MPI, which waits for
+/// all ranks to do the same. A process must drop it before `std::process::exit`.
 pub struct World {
     /// Index of this process, `0..size`.
     pub rank: usize,
@@ -55,16 +71,24 @@ pub struct World {
     pub threads: usize,
     /// `solo`, `mpi` or `nccl`.
     pub backend: &'static str,
-    // Fields are dropped in this order: the collective needs MPI, so the universe is last.
+    // Fields are dropped in this order: all need MPI, so the universe is last. The watchdog waits for all ranks,
+    // so NCCL's communicator ends everywhere at the same time.
+    _watchdog: Option<Watchdog>,
     collective: Rc<dyn Collective>,
     control: Control,
     _universe: Option<Universe>,
 }
 
+/// What ends when a start fails, in this order: the watchdog needs MPI.
+struct Joined {
+    watchdog: Option<Watchdog>,
+    universe: Option<Universe>,
+}
+
 impl World {
     /// Joins the job this process belongs to; alone if no launcher started it.
     ///
-    /// In order: MPI, the panic hook, rank and local rank, thread counts, the device, the backend,
+    /// In order: MPI, the panic hook, rank and local rank, the watchdog, thread counts, the device, the backend,
     /// and a first collective that is checked. To be called once, before the first tensor
     /// operation: thread counts and CUDA can not be changed after it. `threads` defaults to this
     /// host's cores divided over its ranks.
@@ -82,11 +106,12 @@ impl World {
     ) -> Result<World, CommError> {
         let Some(launcher) = launch::launcher(|name| std::env::var(name).ok())? else {
             check_refusal(&options)?;
-            let control = Control { rank: 0, size: 1, host: launch::host_name() };
-            return Self::on_host(control, (0, 1), None, request, threads, &options);
+            let control = Control::new(0, 1, launch::host_name());
+            let joined = Joined { watchdog: None, universe: None };
+            return Self::on_host(control, (0, 1), joined, request, threads, &options);
         };
-        // Only one thread calls MPI, but the watchdog and the panic hook may abort from another.
-        let Some((universe, _)) = mpi::initialize_with_threading(Threading::Serialized) else {
+        // The rank calls MPI from one thread, its watchdog from another.
+        let Some((mut universe, provided)) = mpi::initialize_with_threading(Threading::Multiple) else {
             return Err(CommError::Launch(
                 "MPI is already initialised: a process starts one world".to_string(),
             ));
@@ -95,7 +120,7 @@ impl World {
         let (rank, size) = (everyone.rank() as usize, everyone.size() as usize);
         let host = mpi::environment::processor_name().unwrap_or_else(|_| launch::host_name());
         launch::abort_on_panic(rank, size, &host, options.abort_code);
-        let control = Control { rank, size, host };
+        let control = Control::new(rank, size, host);
         control.agree(check_size(&launcher, size))?;
         control.agree(check_refusal(&options))?;
         let local = {
@@ -103,19 +128,31 @@ impl World {
             let neighbours = everyone.split_shared(rank as i32);
             (neighbours.rank() as usize, neighbours.size() as usize)
         };
-        Self::on_host(control, local, Some(universe), request, threads, &options)
+        let watchdog = (size > 1).then(|| {
+            universe.set_buffer_size(size * watchdog::BUFFER_BYTES);
+            let rules = Rules { limit: options.stall_limit, work_apart: options.work_apart };
+            Watchdog::start(&control, provided, rules, options.abort_code)
+        });
+        Self::on_host(
+            control,
+            local,
+            Joined { watchdog, universe: Some(universe) },
+            request,
+            threads,
+            &options,
+        )
     }
 
     /// What follows once ranks can talk: threads, device, backend, first collective.
     fn on_host(
         control: Control,
         (local_rank, local_size): (usize, usize),
-        universe: Option<Universe>,
+        joined: Joined,
         request: DeviceRequest,
         threads: Option<usize>,
         options: &StartOptions,
     ) -> Result<World, CommError> {
-        let Control { rank, size, host } = &control;
+        let Control { rank, size, host, .. } = &control;
         let (rank, size, host) = (*rank, *size, host.clone());
         let threads = launch::threads(threads, local_size);
         launch::set_threads(threads);
@@ -127,7 +164,7 @@ impl World {
                 let (control, limit) = (control.clone(), options.nccl_limit);
                 ("nccl", Rc::new(nccl::Nccl::start(control, ordinal, is_shared, limit, options.abort_code)?))
             }
-            _ => ("mpi", Rc::new(Mpi::new())),
+            _ => ("mpi", Rc::new(Mpi::new(control.watch.clone()))),
         };
         // NCCL has made its own while its watchdog was awake.
         if backend != "nccl" {
@@ -143,9 +180,10 @@ impl World {
             device_reason,
             threads,
             backend,
+            _watchdog: joined.watchdog,
             collective,
             control,
-            _universe: universe,
+            _universe: joined.universe,
         })
     }
 
@@ -163,8 +201,9 @@ impl World {
             device_reason: "as asked".to_string(),
             threads: tch::get_num_threads().max(1) as usize,
             backend: "solo",
+            _watchdog: None,
             collective: Rc::new(solo::Solo { device }),
-            control: Control { rank: 0, size: 1, host },
+            control: Control::new(0, 1, host),
             _universe: None,
         }
     }

@@ -68,6 +68,10 @@ pub struct ComputeSection {
     pub shards: usize,
     /// Let several ranks of one host share a GPU. NCCL then wants a distinct NCCL_HOSTID for each rank.
     pub share_gpus: bool,
+    /// Seconds for which a rank waits in a collective before the job ends with a message that names who is missing.
+    /// Three times that in the first 40 collectives, when ranks read data; 0 is for ever. Rank 0 alone draws and
+    /// writes now and then, for which the others wait too.
+    pub stall_seconds: u64,
 }
 
 impl Default for ComputeSection {
@@ -79,6 +83,7 @@ impl Default for ComputeSection {
             reduction: Reduction::Fast,
             shards: 24,
             share_gpus: false,
+            stall_seconds: 600,
         }
     }
 }

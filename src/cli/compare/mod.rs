@@ -38,7 +38,7 @@ use job::Job;
 /// Runs the command on this rank.
 pub fn run(arguments: &Compare) -> Result<(), Exit> {
     let file = load::<CompareFile>(&arguments.config, &arguments.set);
-    let (session, mut file) = Session::start(file, |file| &file.compute)?;
+    let (session, mut file) = Session::start_apart(file, |file| &file.compute)?;
     file.run.directory = arguments.run.clone().or(file.run.directory);
     let world = &session.world;
     let plan = session.prepare(file.check())?;

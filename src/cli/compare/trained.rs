@@ -16,7 +16,7 @@ use crate::cli::run_directory::RunDirectory;
 use crate::cli::run_observer::{RunObserver, Yardsticks};
 use crate::cli::summary::Score;
 use crate::cli::train::start_record;
-use crate::config::{CheckpointSection, EvaluateSection, Plan, TrainFile, load};
+use crate::config::{CheckpointSection, ComputeSection, EvaluateSection, Plan, TrainFile, load};
 use crate::model::write_atomically;
 use crate::record::RunReader;
 use crate::train::{Networks, Outcome, State, Stop, TrainError, run as train};
@@ -109,6 +109,7 @@ fn identity(file: &TrainFile) -> String {
     file.evaluate = EvaluateSection::default();
     file.checkpoint = CheckpointSection::default();
     file.compute.threads = None;
+    file.compute.stall_seconds = ComputeSection::default().stall_seconds;
     toml::to_string(&file).expect("a configuration is a table of plain values")
 }
 
