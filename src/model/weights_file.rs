@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
@@ -89,8 +90,7 @@ impl WeightsFile {
             })
             .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
         let contents = safetensors::serialize(views, Some(all.into_iter().collect()))?;
-        write_atomically(path, &contents)?;
-        Ok(())
+        write_atomically(path, &contents).with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Reads a weights file and verifies its checksum.

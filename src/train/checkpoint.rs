@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::model::{WeightsError, WeightsFile};
+
 /// File name of the checkpoint of an iteration.
 pub fn file_name(iteration: u64) -> String {
     format!("iteration-{iteration:09}.safetensors")
@@ -26,12 +28,50 @@ pub fn list(directory: &Path) -> std::io::Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// The newest checkpoint in a directory, if there is one.
+/// The checkpoint that a run goes on from.
+#[derive(Debug, Default)]
+pub struct Newest {
+    /// The newest that is whole.
+    pub whole: Option<PathBuf>,
+    /// Newer ones that are not, newest first, each with the reason.
+    pub damaged: Vec<(PathBuf, String)>,
+}
+
+/// The newest whole checkpoint in a directory. All of a file is read: only its checksums tell.
 ///
 /// # Errors
 /// If the directory cannot be read.
-pub fn latest(directory: &Path) -> std::io::Result<Option<(u64, PathBuf)>> {
-    Ok(list(directory)?.pop())
+pub fn newest(directory: &Path) -> std::io::Result<Newest> {
+    let mut newest = Newest::default();
+    for (_, path) in list(directory)?.into_iter().rev() {
+        let reason = match WeightsFile::load(&path) {
+            Ok(_) => {
+                newest.whole = Some(path);
+                break;
+            }
+            Err(WeightsError::Damaged { reason, .. }) => reason,
+            Err(WeightsError::Unreadable { source, .. }) => source.to_string(),
+            Err(error @ WeightsError::OtherNetwork { .. }) => error.to_string(),
+        };
+        newest.damaged.push((path, reason));
+    }
+    Ok(newest)
+}
+
+/// Removes what a process that was killed while it wrote a checkpoint has left; whole checkpoints are under their
+/// own names.
+///
+/// # Errors
+/// If the directory cannot be read or a file cannot be removed.
+pub fn remove_partial(directory: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with("iteration-") && name.ends_with(".safetensors.partial") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes all but the newest `keep` checkpoints.
