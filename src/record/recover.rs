@@ -89,7 +89,7 @@ fn check(path: &Path, group: &str, last_iteration: u64) -> Result<()> {
     group_names(&file, "", &mut names)?;
     for name in names {
         for dataset in file.group(&name)?.datasets()? {
-            array::read_tensor(&dataset).with_context(|| format!("reading {}", dataset.name()))?;
+            let _ = array::read_tensor(&dataset).with_context(|| format!("reading {}", dataset.name()))?;
         }
     }
     let reader = RunReader::open(path)?;
@@ -142,4 +142,83 @@ fn free_name(path: &Path) -> PathBuf {
     let numbered = (2..).map(|number| with_suffix(path, &format!(".damaged-{number}")));
     let mut names = std::iter::once(with_suffix(path, ".damaged")).chain(numbered);
     names.find(|name| !name.exists()).expect("numbers do not end")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{Cell, Column};
+
+    /// Rows of `iterations`, and the copy of a checkpoint after them.
+    fn record(path: &Path, iterations: impl IntoIterator<Item = u64>) {
+        let mut run = RunFile::create(path, &[]).unwrap();
+        for iteration in iterations {
+            let row = [
+                (Column::new("iteration", "1", "iterations done"), Cell::from(iteration)),
+                (Column::new("score_loss", "1", "loss"), Cell::from(0.5)),
+            ];
+            run.append("train", &row).unwrap();
+        }
+        run.back_up().unwrap();
+    }
+
+    fn rows(path: &Path) -> Vec<f64> {
+        RunReader::open(path).unwrap().series("train", INDEX).unwrap()
+    }
+
+    /// What is damaged is put back, and what passes for whole is: either way the rows are 1 to 4.
+    #[test]
+    fn whatever_is_cut_off_or_flipped_the_rows_come_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run.h5");
+        record(&path, 1..=5);
+        let (whole, backup) = (fs::read(&path).unwrap(), fs::read(backup_of(&path)).unwrap());
+        let mut restored = 0;
+        for part in 0..120 {
+            let at = whole.len() * part / 120;
+            let mut bytes = whole.clone();
+            match part % 2 {
+                0 => bytes.truncate(at),
+                _ => bytes[at] ^= 0x10,
+            }
+            fs::write(&path, bytes).unwrap();
+            fs::write(backup_of(&path), &backup).unwrap();
+            drop(recover(&path, "train", 4).unwrap().unwrap());
+            assert_eq!(rows(&path), [1.0, 2.0, 3.0, 4.0], "part {part}");
+            let damaged = with_suffix(&path, ".damaged");
+            restored += usize::from(damaged.exists());
+            let _ = fs::remove_file(damaged);
+        }
+        // Every cut at least, since the file ends where its last table does.
+        assert!(restored >= 59, "{restored} of 120 were seen to be damaged");
+    }
+
+    #[test]
+    fn a_row_that_is_missing_is_damage() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run.h5");
+        record(&path, [1, 2, 4]);
+        assert!(check(&path, "train", 2).is_ok());
+        assert!(check(&path, "train", 4).unwrap_err().to_string().contains("iteration 3 is missing"));
+        // The copy is of the same file, so neither serves, and both stay.
+        assert!(recover(&path, "train", 4).unwrap().is_none());
+        assert!(with_suffix(&path, ".damaged").exists() && backup_of(&path).exists());
+    }
+
+    #[test]
+    fn a_record_that_begins_later_says_after_what() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("run.h5");
+        drop(start_after(&path, 7, &[("version", "0.1.0".into())]).unwrap());
+        let attributes = RunReader::open(&path).unwrap().attributes().unwrap();
+        assert_eq!(attributes[RECORDS_AFTER], Attribute::Integer(7));
+        assert!(check(&path, "train", 7).is_ok());
+        assert!(check(&path, "train", 8).is_err());
+    }
+
+    #[test]
+    fn without_a_file_or_a_copy_there_is_nothing_to_recover() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(recover(&directory.path().join("run.h5"), "train", 3).unwrap().is_none());
+    }
 }

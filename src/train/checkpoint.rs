@@ -50,7 +50,7 @@ pub fn newest(directory: &Path) -> std::io::Result<Newest> {
                 break;
             }
             Err(WeightsError::Damaged { reason, .. }) => reason,
-            Err(WeightsError::Unreadable { source, .. }) => source.to_string(),
+            Err(WeightsError::Unreadable { reason, .. }) => reason.to_string(),
             Err(error @ WeightsError::OtherNetwork { .. }) => error.to_string(),
         };
         newest.damaged.push((path, reason));
@@ -101,5 +101,24 @@ mod tests {
             list(directory.path()).unwrap().into_iter().map(|(iteration, _)| iteration).collect();
         assert_eq!(left, [1000, 10_000]);
         assert!(directory.path().join("notes.txt").exists());
+    }
+
+    #[test]
+    fn the_newest_whole_one_is_found_behind_damaged_ones_and_halves_are_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |iteration| directory.path().join(file_name(iteration));
+        for iteration in [100, 200] {
+            WeightsFile::save(&path(iteration), &[], &[]).unwrap();
+        }
+        fs::write(path(300), "").unwrap();
+        fs::create_dir(path(400)).unwrap(); // cannot be read, whoever asks
+        let half = directory.path().join("iteration-000000500.safetensors.partial");
+        fs::write(&half, "").unwrap();
+        let found = newest(directory.path()).unwrap();
+        assert_eq!(found.whole, Some(path(200)));
+        let damaged: Vec<_> = found.damaged.into_iter().map(|(path, _)| path).collect();
+        assert_eq!(damaged, [path(400), path(300)]);
+        remove_partial(directory.path()).unwrap();
+        assert!(!half.exists() && path(200).exists());
     }
 }
