@@ -280,6 +280,9 @@ mod tests {
         let path = directory.path().join("absent/weights.safetensors");
         let error = WeightsFile::save(&path, &[], &[]).unwrap_err();
         let message = format!("{error:#}");
-        assert!(message.contains("absent/weights.safetensors") && message.contains("No such file"), "{message}");
+        assert!(
+            message.contains("absent/weights.safetensors") && message.contains("No such file"),
+            "{message}"
+        );
     }
 }
