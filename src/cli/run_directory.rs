@@ -59,7 +59,7 @@ impl RunDirectory {
             let reasons: Vec<String> =
                 damaged.iter().map(|(file, reason)| format!("{}: {reason}", file.display())).collect();
             bail!(
-                "no checkpoint in {} is whole; put back a copy of one, or start again in another directory with --run\n{}",
+                "all checkpoints in {} are damaged; put back a copy of one, or start again in another directory with --run\n{}",
                 checkpoints.display(),
                 reasons.join("\n")
             );
