@@ -95,7 +95,7 @@ class Drill:
         before = log.tell()
         began = time.monotonic()
         # A session of its own: a signal to this script's group is not for the job.
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         done = ""
         while process.poll() is None and time.monotonic() - began < self.options.limit:
             if when is not None and not done and time.monotonic() - began >= when:
@@ -183,8 +183,9 @@ class Drill:
                 self.violation(run, f"exit code {ended.code} without a signal", ended)
                 break
             # Known: Open MPI's mpirun returns 1 when it gets SIGTERM itself. 128 + n: ended by signal n before it was
-            # watched for, or for good; negative: mpirun itself was.
-            by_signal = [128 + number for number in (9, 10, 15)] + [-number for number in (9, 10, 15)]
+            # Known: Open MPI's mpirun returns 1 when it gets SIGTERM itself. 128 + n: ended by signal n before it was
+            # watched for, or for good; negative: mpirun itself was, by SIGPIPE (13) if it talks to a rank that just died.
+            by_signal = [128 + number for number in (9, 10, 15)] + [-number for number in (9, 10, 13, 15)]
             if ended.code not in [1, STOPPED, *by_signal] or "panicked" in ended.output:
                 self.violation(run, f"exit code {ended.code} after {ended.done}", ended)
                 break
