@@ -5,8 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use fs4::fs_std::FileExt;
+use tracing::warn;
 
-use crate::train::latest_checkpoint;
+use crate::train::{Newest, newest_checkpoint, remove_partial_checkpoints};
+
+/// Files in it that are written under a temporary name first, which a killed process may leave.
+const WRITTEN: [&str; 5] = ["config.toml", "summary.json", "sampler.safetensors", "run.h5", "run.h5.backup"];
 
 /// A run directory that this process owns until it is dropped.
 #[derive(Debug)]
@@ -21,34 +25,63 @@ impl RunDirectory {
     /// # Errors
     /// If it holds a run already, cannot be written, or another process works in it.
     pub fn create(path: &Path) -> Result<Self> {
-        if path.join("run.h5").exists() || path.join("config.toml").exists() {
-            bail!(
-                "{} already holds a run, and a run never overwrites another; continue it with --resume where the command \
-                 has that, choose another directory with --run, or remove it",
-                path.display()
-            );
-        }
+        refuse_a_run(path)?;
         for part in ["checkpoints", "figures"] {
             let part = path.join(part);
             fs::create_dir_all(&part)
                 .with_context(|| format!("cannot make run directory {}", part.display()))?;
         }
-        Self::lock(path)
+        let directory = Self::lock(path)?;
+        // Another process may have come in between.
+        refuse_a_run(path)?;
+        Ok(directory)
     }
 
-    /// Opens the directory of a run to continue; also returns its newest checkpoint. A run that stopped
+    /// Opens the directory of a run to continue; also returns its newest checkpoint that is whole. A run that stopped
     /// before its first checkpoint has none and starts again, so that a requeued job needs no other command
     /// line.
     ///
+    /// Newer checkpoints that are damaged are skipped with a warning and renamed, so that they neither count as
+    /// checkpoints to keep nor come up again.
+    ///
     /// # Errors
-    /// If there is no run in it, or another process works in it.
+    /// If there is no run in it, another process works in it, or it has checkpoints and all are damaged.
     pub fn resume(path: &Path) -> Result<(Self, Option<PathBuf>)> {
         if !path.join("config.toml").exists() {
             bail!("there is no run to resume in {}; start it without --resume", path.display());
         }
-        let newest = latest_checkpoint(&path.join("checkpoints"))
+        let directory = Self::lock(path)?;
+        directory.remove_partial()?;
+        let checkpoints = path.join("checkpoints");
+        let Newest { whole, damaged } = newest_checkpoint(&checkpoints)
             .with_context(|| format!("cannot read the checkpoints in {}", path.display()))?;
-        Ok((Self::lock(path)?, newest.map(|(_, checkpoint)| checkpoint)))
+        if whole.is_none() && !damaged.is_empty() {
+            let reasons: Vec<String> =
+                damaged.iter().map(|(file, reason)| format!("{}: {reason}", file.display())).collect();
+            bail!(
+                "all checkpoints in {} are damaged; put back a copy of one, or start again in another directory with --run\n{}",
+                checkpoints.display(),
+                reasons.join("\n")
+            );
+        }
+        for (file, reason) in damaged {
+            let kept = file.with_extension("safetensors.damaged");
+            warn!("skipped checkpoint {}, kept as {}: {reason}", file.display(), kept.display());
+            fs::rename(&file, &kept).with_context(|| format!("cannot rename {}", file.display()))?;
+        }
+        Ok((directory, whole))
+    }
+
+    fn remove_partial(&self) -> Result<()> {
+        remove_partial_checkpoints(&self.file("checkpoints"))
+            .with_context(|| format!("cannot tidy the checkpoints in {}", self.path.display()))?;
+        for name in WRITTEN {
+            let partial = self.file(&format!("{name}.partial"));
+            if partial.exists() {
+                fs::remove_file(&partial).with_context(|| format!("cannot remove {}", partial.display()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Opens a directory of whatever content.
@@ -75,4 +108,15 @@ impl RunDirectory {
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
     }
+}
+
+fn refuse_a_run(path: &Path) -> Result<()> {
+    if path.join("run.h5").exists() || path.join("config.toml").exists() {
+        bail!(
+            "{} already holds a run, and a run never overwrites another; continue it with --resume where the command \
+             has that, choose another directory with --run, or remove it",
+            path.display()
+        );
+    }
+    Ok(())
 }

@@ -85,7 +85,7 @@ impl Observer for RunObserver<'_> {
             }
             Event::Checkpoint(_) => {
                 self.steady.pause();
-                self.flush()
+                self.record.as_mut().map_or(Ok(()), RunFile::back_up)
             }
         }
     }
@@ -249,6 +249,7 @@ impl<'a> RunObserver<'a> {
             comparison: vec![],
         };
         summary.write(&directory.file("summary.json"))?;
+        record.remove_backup()?;
         if !self.is_shown {
             return Ok(());
         }

@@ -1,11 +1,17 @@
 //! `dft train`: a one-step sampler of the configured target.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use comfy_table::{Table, presets};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
 use tch::Kind;
 use tracing::warn;
 
@@ -17,14 +23,17 @@ use super::rehearse;
 use super::run_directory::RunDirectory;
 use super::run_observer::{RunObserver, Yardsticks};
 use super::run_record::{device_name, run_attributes, target_name};
-use super::session::{Exit, STOPPED, Session};
+use super::session::{Exit, FAILURE, STOPPED, Session};
 use crate::comm::World;
 use crate::config::{EvaluateSection, Plan, TargetSection, TrainFile, load};
 use crate::metric::PointReference;
-use crate::model::write_atomically;
-use crate::record::RunFile;
+use crate::model::{WeightsError, write_atomically};
+use crate::record::{RunFile, recover, start_after};
 use crate::target::{LogisticProblem, load_exact};
-use crate::train::{Networks, Outcome, State, Stop, run as train};
+use crate::train::{Networks, Outcome, State, StateError, Stop, run as train};
+
+/// Signals of one kind that come within this time are one request.
+const SAME_SIGNAL: Duration = Duration::from_secs(5);
 
 /// Runs the command on this rank.
 pub fn run(arguments: &Train) -> Result<(), Exit> {
@@ -55,7 +64,7 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
     let chosen = checkpoint.map_or(String::new(), |path| path.display().to_string());
     let checkpoint = world.broadcast_string(world.is_root().then_some(chosen));
     if !checkpoint.is_empty() {
-        session.prepare(state.restore(Path::new(&checkpoint), &plan))?;
+        session.prepare(restore(&mut state, Path::new(&checkpoint), &plan, world))?;
         let (done, wanted) = (state.iteration, plan.file.train.iterations);
         session.prepare(if done <= wanted {
             Ok(())
@@ -134,31 +143,62 @@ fn open(path: &Path, resume: bool) -> Result<(RunDirectory, Option<std::path::Pa
 
 pub(super) fn start_record(path: &Path, world: &World, plan: &Plan, state: &State) -> Result<RunFile> {
     let config = plan.to_toml();
-    write_atomically(&path.join("config.toml"), config.as_bytes())
-        .with_context(|| format!("cannot write in {}", path.display()))?;
+    let config_file = path.join("config.toml");
+    write_atomically(&config_file, config.as_bytes())
+        .with_context(|| format!("cannot write {}", config_file.display()))?;
     let file = path.join("run.h5");
-    if file.exists() {
-        // A resumed run, since a new one was refused: rows after its checkpoint are dropped and made again.
-        let mut record = RunFile::resume(&file, state.iteration as i64)?;
-        for (name, value) in run_attributes(world, &config) {
-            record.set_attribute("/", name, value)?;
+    let attributes = run_attributes(world, &config);
+    // A new run finds nothing here. Rows after the checkpoint of a resumed one are dropped and made again.
+    match recover(&file, "train", state.iteration)? {
+        Some(mut record) => {
+            for (name, value) in attributes {
+                record.set_attribute("/", name, value)?;
+            }
+            Ok(record)
         }
-        return Ok(record);
+        None => start_after(&file, state.iteration, &attributes),
     }
-    RunFile::create(&file, &run_attributes(world, &config))
+}
+
+/// Restores a checkpoint that rank 0 has read before: what another rank cannot read, it does not see.
+fn restore(state: &mut State, checkpoint: &Path, plan: &Plan, world: &World) -> Result<()> {
+    let restored = state.restore(checkpoint, plan);
+    match &restored {
+        Err(StateError::Weights(WeightsError::Unreadable { .. } | WeightsError::Damaged { .. }))
+            if !world.is_root() =>
+        {
+            restored.context(
+                "rank 0 could read this checkpoint and this rank cannot; put the run directory on a file system that \
+                 all hosts share",
+            )
+        }
+        _ => Ok(restored?),
+    }
 }
 
 /// SIGTERM and SIGUSR1 ask for a checkpoint and an end; SIGINT, from a person, as well.
 pub(super) fn watch_signals() -> Result<Arc<Stop>> {
     let stop = Arc::new(Stop::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGUSR1, signal_hook::consts::SIGINT] {
-        // A second one of the same kind ends the process at once.
-        let again = Arc::new(Stop::new(false));
-        signal_hook::flag::register_conditional_default(signal, Arc::clone(&again))
-            .and_then(|_| signal_hook::flag::register(signal, again))
-            .and_then(|_| signal_hook::flag::register(signal, Arc::clone(&stop)))
-            .context("cannot watch for signals")?;
-    }
+    // A file that outgrows `ulimit -f` shall be an error of the write, like a full disk, and not the end of the process.
+    signal_hook::flag::register(SIGXFSZ, Arc::default()).context("cannot watch for signals")?;
+    let mut signals = Signals::new([SIGTERM, SIGUSR1, SIGINT]).context("cannot watch for signals")?;
+    let asked = Arc::clone(&stop);
+    let watch = move || {
+        let mut seen = HashMap::new();
+        for signal in signals.forever() {
+            asked.store(true, Ordering::Relaxed);
+            // A second one of the same kind ends the process; but a scheduler that signals every process of a job, and a
+            // launcher that hands on what it got itself, mean one and the same.
+            let first: &Instant = seen.entry(signal).or_insert_with(Instant::now);
+            if first.elapsed() > SAME_SIGNAL && emulate_default_handler(signal).is_err() {
+                std::process::exit(i32::from(FAILURE));
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".to_string())
+        .spawn(watch)
+        .context("cannot start the thread that watches for signals")?;
     Ok(stop)
 }
 

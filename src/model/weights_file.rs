@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use sha2::{Digest, Sha256};
 use tch::{Kind, Tensor};
@@ -16,12 +17,12 @@ pub const COORDINATES: [&str; 2] = ["coordinates.mean", "coordinates.factor"];
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
     /// The file is not there or cannot be read.
-    #[error("cannot read weights {path}: {source}")]
+    #[error("cannot read weights {path}: {reason}")]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
+        /// The system's; not a `source`, which would be printed a second time.
+        reason: std::io::Error,
     },
     /// The file is cut short or altered.
     #[error("weights {path} are damaged: {reason}; fetch or train them again")]
@@ -89,8 +90,7 @@ impl WeightsFile {
             })
             .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
         let contents = safetensors::serialize(views, Some(all.into_iter().collect()))?;
-        write_atomically(path, &contents)?;
-        Ok(())
+        write_atomically(path, &contents).with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Reads a weights file and verifies its checksum.
@@ -99,11 +99,14 @@ impl WeightsFile {
     /// If it is missing, cut short, or its contents do not match the checksum.
     pub fn load(path: &Path) -> Result<Self, WeightsError> {
         let contents =
-            fs::read(path).map_err(|source| WeightsError::Unreadable { path: path.to_path_buf(), source })?;
+            fs::read(path).map_err(|reason| WeightsError::Unreadable { path: path.to_path_buf(), reason })?;
+        Self::parse(path, &contents)
+    }
+
+    fn parse(path: &Path, contents: &[u8]) -> Result<Self, WeightsError> {
         let damaged = |reason: String| WeightsError::Damaged { path: path.to_path_buf(), reason };
-        let file = SafeTensors::deserialize(&contents).map_err(|error| damaged(error.to_string()))?;
-        let (_, header) =
-            SafeTensors::read_metadata(&contents).map_err(|error| damaged(error.to_string()))?;
+        let file = SafeTensors::deserialize(contents).map_err(|error| damaged(error.to_string()))?;
+        let (_, header) = SafeTensors::read_metadata(contents).map_err(|error| damaged(error.to_string()))?;
         let metadata = header.metadata().clone().unwrap_or_default();
         let mut views = file.tensors();
         views.sort_by(|a, b| a.0.cmp(&b.0));
@@ -243,4 +246,45 @@ fn tensor_of(view: &TensorView) -> Option<Tensor> {
     };
     let shape: Vec<i64> = view.shape().iter().map(|&length| length as i64).collect();
     Some(Tensor::from_data_size(view.data(), &shape, kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    /// Safetensors has no checksum of its own; ours cover names, values and metadata, and its header's rules the rest.
+    #[test]
+    fn no_flipped_bit_and_no_cut_goes_unnoticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("weights.safetensors");
+        let tensors = [("weight".to_string(), Tensor::arange(6, (Kind::Float, Device::Cpu)).view([2, 3]))];
+        WeightsFile::save(&path, &tensors, &[("iteration", "7".to_string())]).unwrap();
+        let whole = fs::read(&path).unwrap();
+        assert!(WeightsFile::load(&path).is_ok());
+        for bit in 0..whole.len() * 8 {
+            let mut altered = whole.clone();
+            altered[bit / 8] ^= 1 << (bit % 8);
+            let Ok(found) = WeightsFile::parse(&path, &altered) else { continue };
+            // Such as a space for another blank between two words of the header.
+            assert_eq!(found.tensor("weight", &[2, 3]).unwrap(), &tensors[0].1, "bit {bit}");
+            assert_eq!(found.metadata("iteration").unwrap(), "7", "bit {bit}");
+        }
+        for length in 0..whole.len() {
+            let cut = WeightsFile::parse(&path, &whole[..length]);
+            assert!(matches!(cut, Err(WeightsError::Damaged { .. })), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_named_with_the_cause() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("absent/weights.safetensors");
+        let error = WeightsFile::save(&path, &[], &[]).unwrap_err();
+        let message = format!("{error:#}");
+        assert!(
+            message.contains("absent/weights.safetensors") && message.contains("No such file"),
+            "{message}"
+        );
+    }
 }

@@ -10,12 +10,14 @@ mod file;
 mod growing;
 mod layout;
 mod reader;
+mod recover;
 mod run_file;
 mod samples_file;
 mod scale;
 mod series;
 
 pub use reader::RunReader;
+pub use recover::{recover, start_after};
 pub use run_file::RunFile;
 pub use samples_file::write_samples_file;
 

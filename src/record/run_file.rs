@@ -10,6 +10,7 @@ use tch::Tensor;
 use super::array;
 use super::file::options;
 use super::layout::{event_axes, group_names, sample_set_iteration, sample_set_name, write_draws};
+use super::recover::{back_up, backup_of};
 use super::series::{INDEX, Series};
 use super::{Attribute, Cell, Column};
 
@@ -54,14 +55,9 @@ impl RunFile {
     /// `last_iteration`: rows of every group that has an `iteration` column, and later sample sets.
     pub fn resume(path: impl AsRef<Path>, last_iteration: i64) -> Result<Self> {
         let path = path.as_ref().to_path_buf();
-        let advice = format!(
-            "cannot resume {}; if the process died in the middle of a flush, move the file away: the checkpoint \
-             does not need it, and the log starts anew",
-            path.display()
-        );
-        let file = options().open_rw(&path).with_context(|| advice.clone())?;
+        let file = options().open_rw(&path).with_context(|| format!("opening {}", path.display()))?;
         let mut run = Self { file, path, series: BTreeMap::new(), failed: false };
-        run.write(|run| run.drop_after(last_iteration).context(advice))?;
+        run.write(|run| run.drop_after(last_iteration))?;
         Ok(run)
     }
 
@@ -152,6 +148,24 @@ impl RunFile {
             let series = run.series.values_mut();
             series.filter(|series| series.has_pending()).try_for_each(Series::write_pending)
         })
+    }
+
+    /// Flushes, and brings a copy of the file to disk for [`recover`](super::recover()): to be called before a
+    /// checkpoint is written, so that no crash costs rows from before it.
+    pub fn back_up(&mut self) -> Result<()> {
+        self.flush()?;
+        back_up(&self.path)
+    }
+
+    /// Removes that copy, once the run is done.
+    pub fn remove_backup(&self) -> Result<()> {
+        let backup = backup_of(&self.path);
+        match std::fs::remove_file(&backup) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("removing {}", backup.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Runs one change of the file and flushes it, so that between two calls the file is always whole.

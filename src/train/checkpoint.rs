@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::model::{WeightsError, WeightsFile};
+
 /// File name of the checkpoint of an iteration.
 pub fn file_name(iteration: u64) -> String {
     format!("iteration-{iteration:09}.safetensors")
@@ -26,12 +28,50 @@ pub fn list(directory: &Path) -> std::io::Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// The newest checkpoint in a directory, if there is one.
+/// The checkpoint that a run goes on from.
+#[derive(Debug, Default)]
+pub struct Newest {
+    /// The newest that is whole.
+    pub whole: Option<PathBuf>,
+    /// Newer ones that are not, newest first, each with the reason.
+    pub damaged: Vec<(PathBuf, String)>,
+}
+
+/// The newest whole checkpoint in a directory. All of a file is read: only its checksums tell.
 ///
 /// # Errors
 /// If the directory cannot be read.
-pub fn latest(directory: &Path) -> std::io::Result<Option<(u64, PathBuf)>> {
-    Ok(list(directory)?.pop())
+pub fn newest(directory: &Path) -> std::io::Result<Newest> {
+    let mut newest = Newest::default();
+    for (_, path) in list(directory)?.into_iter().rev() {
+        let reason = match WeightsFile::load(&path) {
+            Ok(_) => {
+                newest.whole = Some(path);
+                break;
+            }
+            Err(WeightsError::Damaged { reason, .. }) => reason,
+            Err(WeightsError::Unreadable { reason, .. }) => reason.to_string(),
+            Err(error @ WeightsError::OtherNetwork { .. }) => error.to_string(),
+        };
+        newest.damaged.push((path, reason));
+    }
+    Ok(newest)
+}
+
+/// Removes what a process that was killed while it wrote a checkpoint has left; whole checkpoints are under their
+/// own names.
+///
+/// # Errors
+/// If the directory cannot be read or a file cannot be removed.
+pub fn remove_partial(directory: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with("iteration-") && name.ends_with(".safetensors.partial") {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes all but the newest `keep` checkpoints.
@@ -61,5 +101,24 @@ mod tests {
             list(directory.path()).unwrap().into_iter().map(|(iteration, _)| iteration).collect();
         assert_eq!(left, [1000, 10_000]);
         assert!(directory.path().join("notes.txt").exists());
+    }
+
+    #[test]
+    fn the_newest_whole_one_is_found_behind_damaged_ones_and_halves_are_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |iteration| directory.path().join(file_name(iteration));
+        for iteration in [100, 200] {
+            WeightsFile::save(&path(iteration), &[], &[]).unwrap();
+        }
+        fs::write(path(300), "").unwrap();
+        fs::create_dir(path(400)).unwrap(); // cannot be read, whoever asks
+        let half = directory.path().join("iteration-000000500.safetensors.partial");
+        fs::write(&half, "").unwrap();
+        let found = newest(directory.path()).unwrap();
+        assert_eq!(found.whole, Some(path(200)));
+        let damaged: Vec<_> = found.damaged.into_iter().map(|(path, _)| path).collect();
+        assert_eq!(damaged, [path(400), path(300)]);
+        remove_partial(directory.path()).unwrap();
+        assert!(!half.exists() && path(200).exists());
     }
 }

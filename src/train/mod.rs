@@ -22,7 +22,7 @@ mod updates;
 pub use adam::Adam;
 pub use average::Average;
 pub use build::{Networks, SetupError};
-pub use checkpoint::latest as latest_checkpoint;
+pub use checkpoint::{Newest, newest as newest_checkpoint, remove_partial as remove_partial_checkpoints};
 pub use clip::RunningNorm;
 pub use energy::fit_energy;
 pub use features::{accuracy, fit_features};

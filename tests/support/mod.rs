@@ -10,7 +10,7 @@ use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// `mpirun` for `ranks` processes on this host: unbound, as many as asked whatever the cores.
@@ -63,7 +63,7 @@ pub struct Finished {
     pub code: i32,
     /// Standard output, then standard error.
     pub output: String,
-    /// From start to end.
+    /// From its start to its end, or from when it was waited for.
     pub elapsed: Duration,
 }
 
@@ -71,35 +71,73 @@ pub struct Finished {
 ///
 /// # Panics
 /// If it takes longer than `limit` (the command is killed), or dies from a signal.
-pub fn run_within(mut command: Command, limit: Duration) -> Finished {
-    let start = Instant::now();
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
-    let output = [
-        read_all(child.stdout.take().expect("stdout is piped")),
-        read_all(child.stderr.take().expect("stderr is piped")),
-    ];
-    let status = loop {
-        match child.try_wait().expect("the child can be waited for") {
-            Some(status) => break Some(status),
-            None if start.elapsed() > limit => break None,
-            None => std::thread::sleep(Duration::from_millis(20)),
-        }
-    };
-    let elapsed = start.elapsed();
-    if status.is_none() {
-        child.kill().expect("the child can be killed");
-        let _ = child.wait();
+pub fn run_within(command: Command, limit: Duration) -> Finished {
+    Running::start(command).end_within(limit)
+}
+
+/// A command on its way, whose output is being read.
+pub struct Running {
+    command: Command,
+    child: Child,
+    output: [std::thread::JoinHandle<String>; 2],
+}
+
+impl Running {
+    /// Starts a command.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
+        let output = [
+            read_all(child.stdout.take().expect("stdout is piped")),
+            read_all(child.stderr.take().expect("stderr is piped")),
+        ];
+        Running { command, child, output }
     }
-    let output: String = output.into_iter().map(|reader| reader.join().expect("the reader ends")).collect();
-    let Some(status) = status else { panic!("{command:?} runs for more than {limit:?}:\n{output}") };
-    let code =
-        status.code().unwrap_or_else(|| panic!("{command:?} got signal {:?}:\n{output}", status.signal()));
-    Finished { code, output, elapsed }
+
+    /// Its process: that of the launcher, not of a rank.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("the child can be waited for").is_none()
+    }
+
+    /// Waits for its end; the time counts from now.
+    ///
+    /// # Panics
+    /// If that takes longer than `limit` (the command is killed), or it dies from a signal.
+    pub fn end_within(mut self, limit: Duration) -> Finished {
+        let start = Instant::now();
+        let (child, command) = (&mut self.child, &self.command);
+        let status = loop {
+            match child.try_wait().expect("the child can be waited for") {
+                Some(status) => break Some(status),
+                None if start.elapsed() > limit => break None,
+                None => std::thread::sleep(Duration::from_millis(20)),
+            }
+        };
+        let elapsed = start.elapsed();
+        if status.is_none() {
+            child.kill().expect("the child can be killed");
+            let _ = child.wait();
+        }
+        let output: String =
+            self.output.into_iter().map(|reader| reader.join().expect("the reader ends")).collect();
+        let Some(status) = status else { panic!("{command:?} runs for more than {limit:?}:\n{output}") };
+        let code = status
+            .code()
+            .unwrap_or_else(|| panic!("{command:?} got signal {:?}:\n{output}", status.signal()));
+        Finished { code, output, elapsed }
+    }
 }
 
 fn read_all(mut pipe: impl Read + Send + 'static) -> std::thread::JoinHandle<String> {
