@@ -100,6 +100,28 @@ fn a_run_stopped_on_two_ranks_and_resumed_on_four_and_on_one_has_the_bits_of_an_
 }
 
 #[test]
+fn a_resumed_run_must_keep_the_reduction_and_its_threads() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = directory.path().join("run");
+    train(1, &run, false, &["train.iterations=4"]);
+    for (setting, words) in [
+        ("compute.threads=2", "compute.threads = 1"),
+        ("compute.reduction=fast", "compute.reduction = \"exact\""),
+    ] {
+        let settings = [
+            "compute.reduction=exact",
+            "train.iterations=8",
+            "train.batch=48",
+            "train.warmup_updates=2",
+            setting,
+        ];
+        let refused = dft(1, &["train", "configs/quick.toml", "--resume"], &run, &settings);
+        assert_eq!(refused.code, 2, "{}", refused.output);
+        assert!(refused.output.contains(words), "{words}: {}", refused.output);
+    }
+}
+
+#[test]
 fn an_energy_fitted_on_one_two_and_three_ranks_has_the_same_bits() {
     let directory = tempfile::tempdir().unwrap();
     let weights = |ranks: usize| directory.path().join(format!("{ranks}.safetensors"));

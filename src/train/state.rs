@@ -11,7 +11,7 @@ use super::adam::Adam;
 use super::average::Average;
 use super::build::Networks;
 use super::clip::RunningNorm;
-use crate::config::{Plan, Start};
+use crate::config::{Plan, Reduction, Start};
 use crate::model::{Parameters, WeightsError, WeightsFile};
 use crate::rng::Stream;
 
@@ -169,11 +169,12 @@ impl State {
 
 /// The settings that must not change between the parts of a run: with others it would be another run under
 /// the same name.
-fn identity(plan: &Plan) -> [(&'static str, String); 10] {
+fn identity(plan: &Plan) -> Vec<(&'static str, String)> {
     let file = &plan.file;
     let json = |section: serde_json::Result<String>| section.expect("a section is plain data");
-    [
+    let mut identity = vec![
         ("run.seed", file.run.seed.to_string()),
+        ("compute.reduction", json(serde_json::to_string(&file.compute.reduction))),
         ("compute.shards", file.compute.shards.to_string()),
         ("train.batch", file.train.batch.to_string()),
         ("train.schedule", json(serde_json::to_string(&file.train.schedule))),
@@ -183,5 +184,10 @@ fn identity(plan: &Plan) -> [(&'static str, String); 10] {
         ("[score]", json(serde_json::to_string(&file.score))),
         ("[method]", json(serde_json::to_string(&file.method))),
         ("evaluate.features", json(serde_json::to_string(&file.evaluate.features))),
-    ]
+    ];
+    // The bits of a sum depend on how many threads share it; a fast reduction promises no bits.
+    if let (Reduction::Exact, Some(threads)) = (file.compute.reduction, file.compute.threads()) {
+        identity.push(("compute.threads", threads.to_string()));
+    }
+    identity
 }
