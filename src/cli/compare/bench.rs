@@ -189,7 +189,7 @@ impl<'a> Bench<'a> {
             return Ok(Some(Rc::clone(posterior)));
         }
         self.posterior.replace(None); // its data go first: two splits need not fit beside each other
-        let problem = Rc::new(LogisticProblem::load(section, job.seed, self.world)?);
+        let problem = Rc::new(LogisticProblem::load(section, job.seed, &recipe.compute, self.world)?);
         let references = &self.plan.file.run.references;
         let posterior = Rc::new(Posterior {
             exact: problem.exact()?,
