@@ -76,13 +76,12 @@ impl Expansion {
     }
 
     /// Value, gradient and curvature.
-    pub(super) fn into_parts(self) -> Vec<Tensor> {
-        vec![self.value, self.gradient, self.curvature]
+    pub(super) fn into_parts(self) -> [Tensor; 3] {
+        [self.value, self.gradient, self.curvature]
     }
 
     /// The inverse of [`into_parts`](Self::into_parts).
-    pub(super) fn from_parts(parts: Vec<Tensor>) -> Self {
-        let [value, gradient, curvature] = parts.try_into().expect("three tensors");
+    pub(super) fn from_parts([value, gradient, curvature]: [Tensor; 3]) -> Self {
         Expansion { value, gradient, curvature }
     }
 

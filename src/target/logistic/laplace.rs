@@ -123,7 +123,7 @@ impl Logistic {
         let row = x.unsqueeze(0);
         let (_, p) = self.relative(&row);
         let p = p.squeeze_dim(0);
-        let likelihood = self.ranks.sum(self.blocks.iter().map(|block| block.expansion(&p)).collect());
+        let [likelihood] = self.ranks.sum(self.blocks.iter().map(|block| [block.expansion(&p)]).collect());
         // Columns of the prior's Hessian: its products with the unit vectors.
         let unit = Tensor::eye(d + 1, (Kind::Double, self.device));
         let of_prior = self.prior.product(&row.expand([d + 1, d + 1], false), &unit);

@@ -205,10 +205,8 @@ impl Logistic {
         }
         self.light_count = block::number_light_rows(&mut self.blocks, &self.ranks, self.device);
         let origin = weights.zeros_like();
-        let total = |of: fn(&Block) -> &Rows| {
-            self.left_out(self.blocks.iter().map(|block| of(block).expansion(&origin)).collect())
-        };
-        let (heavy, light) = (total(|block| &block.heavy), total(|block| &block.light));
+        let of_block = |block: &Block| [block.heavy.expansion(&origin), block.light.expansion(&origin)];
+        let [heavy, light] = self.left_out(self.blocks.iter().map(of_block).collect());
         let offset = -(&heavy.value + &light.value);
         self.anchor = Some(Anchor { weights, light, offset });
         self.start_batches();
@@ -281,26 +279,16 @@ impl Logistic {
 
     /// What stands for rows that evaluations leave out, from the expansions of this rank's blocks: of this rank's rows,
     /// or with exact sums of all ranks', so that it is evaluated once and not for each block.
-    fn left_out(&self, mut of_blocks: Vec<Expansion>) -> Expansion {
+    fn left_out<const N: usize>(&self, mut of_blocks: Vec<[Expansion; N]>) -> [Expansion; N] {
         if self.ranks.is_exact() { self.ranks.sum(of_blocks) } else { of_blocks.pop().expect("one block") }
     }
 
-    /// All rows, or a mini-batch with what stands for the rows that were not drawn.
-    fn draw(&self, generator: &mut Generator) -> Batch {
-        let d = self.shape[0] - 1;
-        let (mut of_blocks, left_out): (Vec<Sum>, Option<Expansion>) = match self.batch_rows {
-            None => (self.blocks.iter().map(|_| Sum::of(None, 1.0)).collect(), None),
-            Some(rows) => {
-                let drawn =
-                    batch::draw(generator, rows as usize, self.light_count, &self.blocks, self.device);
-                let scale = batch::scale(rows, self.light_count);
-                let left_out = self.anchor.as_ref().map(|anchor| {
-                    let origin = anchor.weights.zeros_like();
-                    let of_drawn = self.left_out(drawn.iter().map(|rows| rows.expansion(&origin)).collect());
-                    anchor.light.plus(-scale, &of_drawn)
-                });
-                (drawn.into_iter().map(|rows| Sum::of(Some(rows), scale)).collect(), left_out)
-            }
+    /// What evaluations sum over the rows `drawn` of each block, `scale` times each, or over all rows; `left_out`
+    /// stands for those that were not drawn.
+    fn batch(&self, drawn: Option<Vec<Rows>>, scale: f64, left_out: Option<Expansion>) -> Batch {
+        let mut of_blocks: Vec<Sum> = match drawn {
+            Some(drawn) => drawn.into_iter().map(|rows| Sum::of(Some(rows), scale)).collect(),
+            None => self.blocks.iter().map(|_| Sum::of(None, 1.0)).collect(),
         };
         let Some(anchor) = &self.anchor else { return Batch { of_blocks, rest: None } };
         if !self.ranks.is_exact() {
@@ -308,7 +296,7 @@ impl Logistic {
             (own.rest, own.offset) = (left_out, Some(anchor.offset.shallow_clone()));
             return Batch { of_blocks, rest: None };
         }
-        let left_out = left_out.unwrap_or_else(|| Expansion::zero(d, self.device));
+        let left_out = left_out.unwrap_or_else(|| Expansion::zero(self.shape[0] - 1, self.device));
         let rest = Expansion { value: left_out.value + &anchor.offset, ..left_out };
         Batch { of_blocks, rest: Some(rest) }
     }
@@ -374,8 +362,25 @@ impl Target for Logistic {
     }
 
     fn redraw(&self, generator: &mut Generator) {
-        let next = [(), ()].map(|()| self.draw(generator));
-        *self.batches.borrow_mut() = next;
+        let Some(rows) = self.batch_rows else {
+            *self.batches.borrow_mut() = [(), ()].map(|()| self.batch(None, 1.0, None));
+            return;
+        };
+        let [first, second] = [(), ()]
+            .map(|()| batch::draw(generator, rows as usize, self.light_count, &self.blocks, self.device));
+        let scale = batch::scale(rows, self.light_count);
+        let left_out = match &self.anchor {
+            None => [None, None],
+            Some(anchor) => {
+                let origin = anchor.weights.zeros_like();
+                let of_drawn = first.iter().zip(&second);
+                let of_drawn = of_drawn.map(|drawn| [drawn.0.expansion(&origin), drawn.1.expansion(&origin)]);
+                self.left_out(of_drawn.collect()).map(|of_drawn| Some(anchor.light.plus(-scale, &of_drawn)))
+            }
+        };
+        let [of_first, of_second] = left_out;
+        *self.batches.borrow_mut() =
+            [self.batch(Some(first), scale, of_first), self.batch(Some(second), scale, of_second)];
     }
 }
 

@@ -39,17 +39,22 @@ impl Ranks {
         done(shared.with(|all| sum_exactly(all, parts, count)))
     }
 
-    /// The sum of the expansions of this rank's blocks and of those of all ranks.
-    pub(super) fn sum(&self, mut of_blocks: Vec<Expansion>) -> Expansion {
+    /// Sums of the expansions of this rank's blocks and of those of all ranks; of each block several, for as few
+    /// collectives as one.
+    pub(super) fn sum<const N: usize>(&self, mut of_blocks: Vec<[Expansion; N]>) -> [Expansion; N] {
         if let Some(count) = self.exact {
-            let parts: Vec<Vec<Tensor>> = of_blocks.into_iter().map(Expansion::into_parts).collect();
-            return Expansion::from_parts(self.add_exactly(&parts, count));
+            let parts = of_blocks
+                .into_iter()
+                .map(|of_block| of_block.into_iter().flat_map(Expansion::into_parts).collect());
+            let mut sums = self.add_exactly(&parts.collect::<Vec<_>>(), count).into_iter();
+            let mut next = || sums.next().expect("as many tensors as a block has");
+            return std::array::from_fn(|_| Expansion::from_parts([next(), next(), next()]));
         }
         let own = of_blocks.pop().expect("one block a rank");
         if self.others().is_none() {
             return own;
         }
-        Expansion::from_flat(&self.reduced(own.to_flat()), own.gradient.size()[0])
+        own.map(|own| Expansion::from_flat(&self.reduced(own.to_flat()), own.gradient.size()[0]))
     }
 
     fn reduced(&self, own: Tensor) -> Tensor {
