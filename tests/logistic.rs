@@ -465,6 +465,152 @@ fn body_spread() {
     }
 }
 
+/// All that rank 0 of [`body_exact`] has printed about `what`.
+fn printed(job: &support::Finished, what: &str) -> String {
+    assert_eq!(job.code, 0, "{}", job.output);
+    let key = format!("{what}: ");
+    let found: Vec<&str> = job.output.lines().filter_map(|line| line.strip_prefix(&key)).collect();
+    assert!(!found.is_empty(), "nothing of {what} in {}", job.output);
+    found.join(" ")
+}
+
+#[test]
+fn exact_sums_have_the_same_bits_on_one_two_and_three_ranks_and_float_sums_have_not() {
+    let jobs = [1, 2, 3].map(|ranks| support::run_body(ranks, "body_exact", &[]));
+    for what in ["mode", "plain", "plain batch", "anchored", "anchored batch", "surrogate", "whitened"] {
+        let hashes = [0, 1, 2].map(|job| printed(&jobs[job], &format!("exact {what}")));
+        assert_eq!(hashes, [0, 1, 2].map(|_| hashes[0].clone()), "{what}");
+    }
+    // Were the sums of this test the same however they are added, it could not fail.
+    for what in ["mode", "plain", "anchored batch"] {
+        let hashes = [0, 2].map(|job| printed(&jobs[job], &format!("fast {what}")));
+        assert_ne!(hashes[0], hashes[1], "{what}");
+    }
+}
+
+/// Blocks, and shards of queries: 6 divide over 1, 2 and 3 ranks, and 523 rows do not into 6.
+const BLOCKS: i64 = 6;
+
+/// Rows `[523, 5]` of which the last 23 are copies of the first, on other ranks: they tie for being heavy.
+fn data_with_copies() -> (Tensor, Tensor) {
+    let (x, y) = data(ROWS);
+    (Tensor::cat(&[&x, &x.narrow(0, 0, 23)], 0), Tensor::cat(&[&y, &y.narrow(0, 0, 23)], 0))
+}
+
+/// SHA-256 of the bits of `tensors`.
+fn sha256(tensors: &[Tensor]) -> String {
+    use sha2::Digest;
+    let mut digest = sha2::Sha256::new();
+    for tensor in tensors {
+        let values = tensor.to_kind(Kind::Double).contiguous().reshape([-1]);
+        Vec::<f64>::try_from(values).unwrap().iter().for_each(|value| digest.update(value.to_le_bytes()));
+    }
+    format!("{:x}", digest.finalize())
+}
+
+/// Each rank asks about its shards of the queries, one after the other, as training does. Exact sums agree with those of
+/// one rank up to rounding: of rows in f32, whose logits are good to 6e-8 of about 1, 1e-5 relative.
+#[test]
+#[ignore = "a body: runs under mpirun"]
+fn body_exact() {
+    let world = World::start(DeviceRequest::Cpu, Some(1), StartOptions::default()).unwrap();
+    let (rank, size) = (world.rank as i64, world.size as i64);
+    let (x, y) = data_with_copies();
+    let rows = x.size()[0];
+    let (first, end) = (rows * rank / size, rows * (rank + 1) / size);
+    let spread = |is_exact: bool| {
+        let (x, y) = (x.narrow(0, first, end - first), y.narrow(0, first, end - first));
+        let ranks = Some(world.shared_collective());
+        let spread = Logistic::new(&x, &y, first, PRIOR, Kind::Float, Device::Cpu, ranks).unwrap();
+        if is_exact { spread.with_exact_sums(BLOCKS as usize).unwrap() } else { spread }
+    };
+    let whole = || Logistic::new(&x, &y, 0, PRIOR, Kind::Float, Device::Cpu, None).unwrap();
+
+    let shards = BLOCKS / size * rank..BLOCKS / size * (rank + 1);
+    let shard = |of: i64| near_mode(4 * BLOCKS, 1.0).narrow(0, 4 * of, 4).contiguous();
+    let answers = |target: &dyn Target, x: &Tensor| {
+        let (value, score) = target.log_density_and_score(x);
+        // A direction that is a function of the score would carry its rounding to the product, some 100 times as large.
+        let (again, product) = target.score_and_product(x, &mut |_| x.tanh());
+        [target.log_density(x), target.score(x), value, score, again, product]
+    };
+    let report = |what: &str, hashes: &[String]| {
+        let all = world.gather_strings(&hashes.join(" "));
+        if world.is_root() {
+            println!("\n{what}: {}", all.join(" "));
+        }
+    };
+    for (mode, is_exact) in [("exact", true), ("fast", false)] {
+        let at = spread(is_exact).laplace().unwrap();
+        let of_all = whole().laplace().unwrap();
+        assert_close(&at.mode, &of_all.mode, 1e-9);
+        assert_close(&at.factor, &of_all.factor, 1e-9);
+        let mode_sha256 = sha256(&[at.mode.shallow_clone(), at.factor.shallow_clone()]);
+        assert!(world.gather_strings(&mode_sha256).iter().all(|of_rank| *of_rank == mode_sha256));
+        if world.is_root() {
+            println!("\n{mode} mode: {mode_sha256}");
+        }
+        // Equal numbers for both modes, so that only sums differ.
+        let (w0, covariance) = (of_all.weights(), of_all.weights_covariance());
+        let anchored = |target: Logistic, batch| {
+            target.with_anchor(&w0, &covariance, 40).unwrap().with_batch(batch).unwrap()
+        };
+        type Form<'a> = &'a dyn Fn(Logistic) -> Box<dyn Target>;
+        let forms: [(&str, Form); 6] = [
+            ("plain", &|target| Box::new(target)),
+            ("plain batch", &|target| Box::new(target.with_batch(Some(64)).unwrap())),
+            ("anchored", &|target| Box::new(anchored(target, None))),
+            ("anchored batch", &|target| Box::new(anchored(target, Some(64)))),
+            ("surrogate", &|target| Box::new(anchored(target, Some(0)))),
+            ("whitened", &|target| {
+                let target = anchored(target, Some(64));
+                Box::new(Whitened::new(target, &of_all.mode, &of_all.factor).unwrap())
+            }),
+        ];
+        for (form, make) in forms {
+            let (spread, whole) = (make(spread(is_exact)), make(whole()));
+            let mut hashes = Vec::new();
+            for iteration in 0..2 {
+                for target in [&spread, &whole] {
+                    target.redraw(&mut Generator::new(4, Stream::MiniBatch, iteration, 0));
+                }
+                for of in shards.clone() {
+                    let found = answers(spread.as_ref(), &shard(of));
+                    for (found, expected) in found.iter().zip(answers(whole.as_ref(), &shard(of))) {
+                        assert_close(found, &expected, 1e-5);
+                    }
+                    hashes.push(sha256(&found));
+                }
+            }
+            // In the order of the shards on any number of ranks: iteration by iteration.
+            for of_iteration in hashes.chunks(shards.clone().count()) {
+                report(&format!("{mode} {form}"), of_iteration);
+            }
+        }
+    }
+}
+
+#[test]
+fn exact_sums_need_collectives_whole_blocks_and_come_before_the_anchor() {
+    let world = World::solo(Device::Cpu);
+    let text = |result: Result<Logistic, dft::target::TargetError>| result.err().unwrap().to_string();
+    assert!(text(plain().with_exact_sums(5)).contains("shared_collective"));
+    let with_world = || {
+        let (x, y) = data(ROWS);
+        let ranks = Some(world.shared_collective());
+        Logistic::new(&x, &y, 0, PRIOR, Kind::Double, Device::Cpu, ranks).unwrap()
+    };
+    assert!(text(with_world().with_exact_sums(0)).contains("not whole ones of 0 blocks"));
+    let at = laplace();
+    let anchored = with_world().with_anchor(&at.weights(), &at.weights_covariance(), 0).unwrap();
+    assert!(text(anchored.with_exact_sums(5)).contains("before the anchor"));
+    // More blocks than rows: most are empty, and the sums are the same.
+    let x = near_mode(3, 1.0);
+    let cut = with_world().with_exact_sums(2000).unwrap();
+    assert_close(&cut.log_density(&x), &plain().log_density(&x), 1e-12);
+    assert_close(&cut.score(&x), &plain().score(&x), 1e-12);
+}
+
 #[test]
 fn autograd_over_several_ranks_is_refused() {
     let job = support::run_body(2, "body_autograd", &[]);

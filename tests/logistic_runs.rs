@@ -207,6 +207,36 @@ fn one_and_two_ranks_agree_up_to_rounding_over_all_rows_and_mini_batches() {
 }
 
 #[test]
+fn exact_reduction_trains_to_the_same_bits_on_one_two_and_three_ranks() {
+    let bench = Bench::new();
+    let common = [
+        "train.iterations=12",
+        "train.warmup_updates=3",
+        "evaluate.samples=50",
+        "compute.shards=6",
+        "compute.reduction=exact",
+    ];
+    // All rows; mini-batches beside an expansion of the rows that are not heavy; and without one.
+    let forms: [(&str, &[&str]); 3] = [
+        ("all", &[]),
+        ("anchored", &["target.batch=32", "target.heavy_rows=40"]),
+        ("plain", &["target.batch=32", "target.control_variate=false", "target.whiten=false"]),
+    ];
+    for (form, settings) in forms {
+        let summaries = [1, 2, 3].map(|ranks| {
+            let name = format!("{form}-{ranks}");
+            let settings = [&common[..], settings].concat();
+            bench.on(ranks, &["train", "patients.toml", "--run", &name], &settings);
+            let summary = bench.json(&format!("{name}/summary.json"));
+            (summary["parameters_sha256"].clone(), summary["metrics"].clone())
+        });
+        assert!(summaries[0].0.is_string(), "{summaries:?}");
+        assert_eq!(summaries[1], summaries[0], "{form}");
+        assert_eq!(summaries[2], summaries[0], "{form}");
+    }
+}
+
+#[test]
 fn a_reference_is_made_once_for_a_posterior_however_it_is_computed_and_h5py_reads_it() {
     let bench = Bench::new();
     let first = bench.dft(&["reference", "patients.toml"], &[]);

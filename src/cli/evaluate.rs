@@ -40,7 +40,8 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
     }
     let plan = session.prepare(file.check(world.size))?;
     let section = &plan.file.evaluate;
-    let target = session.prepare(TargetAtLevel::load(&plan.file.target, plan.file.run.seed, world))?;
+    let (seed, compute) = (plan.file.run.seed, &plan.file.compute);
+    let target = session.prepare(TargetAtLevel::load(&plan.file.target, seed, compute, world))?;
     let sampler = session.prepare(load_sampler(&arguments.run.join("sampler.safetensors"), world.device))?;
     let mut summary = session.prepare(Summary::read(&arguments.run.join("summary.json")))?;
     let inputs = Inputs::load(section, target.target(), world.device).and_then(|inputs| {

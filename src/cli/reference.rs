@@ -13,7 +13,9 @@ use super::arguments::Reference;
 use super::progress::Progress;
 use super::run_record::features_attribute;
 use super::session::{Exit, Session};
-use crate::config::{HmcSettings, LogisticSection, McmcSection, TargetSection, TrainFile, load};
+use crate::config::{
+    ComputeSection, HmcSettings, LogisticSection, McmcSection, TargetSection, TrainFile, load,
+};
 use crate::data::{Dataset, file_sha256};
 use crate::mcmc::{McmcRun, Surrogate};
 use crate::metric::diagnose;
@@ -134,7 +136,9 @@ pub fn run(arguments: &Reference) -> Result<(), Exit> {
         )),
     })?;
     let seed = plan.file.run.seed;
-    let problem = session.prepare(LogisticProblem::load(section, seed, world))?;
+    // On one rank, so nothing is gained by exact sums.
+    let compute = ComputeSection::default();
+    let problem = session.prepare(LogisticProblem::load(section, seed, &compute, world))?;
     let found = session.work(reference(section, seed, &problem, &plan.file.evaluate.references, true))?;
     println!(
         "{}: {} draws, R-hat {:.4}, {:.0} effective; they took {:.0} s and {:.0} evaluations over all rows",

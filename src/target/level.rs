@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use super::smoothed::smoothed_score;
 use super::{EnergyTarget, LogisticProblem, Target, TargetError, TorchScriptTarget, load_exact};
 use crate::comm::World;
-use crate::config::TargetSection;
+use crate::config::{ComputeSection, TargetSection};
 use crate::model::per_row;
 
 /// A target whose score may depend on the noise level of each row.
@@ -28,15 +28,20 @@ impl TargetAtLevel {
     }
 
     /// Loads the target that a configuration describes, for the ranks of `world`; `seed` is that of the run, for data
-    /// that are split by it.
+    /// that are split by it, and `compute` says how sums over data are added.
     ///
     /// # Errors
     /// If its file, its data or its definition cannot be used.
-    pub fn load(section: &TargetSection, seed: u64, world: &World) -> Result<Self, TargetError> {
+    pub fn load(
+        section: &TargetSection,
+        seed: u64,
+        compute: &ComputeSection,
+        world: &World,
+    ) -> Result<Self, TargetError> {
         let device = world.device;
         Ok(match section {
             TargetSection::Logistic(section) => {
-                Self::of_problem(Rc::new(LogisticProblem::load(section, seed, world)?))?
+                Self::of_problem(Rc::new(LogisticProblem::load(section, seed, compute, world)?))?
             }
             TargetSection::Energy { file, tempered } => {
                 let energy = EnergyTarget::load(file, device)?;

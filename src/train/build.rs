@@ -51,7 +51,7 @@ impl Networks {
                         .into(),
                 ));
             }
-            (section, false) => (TargetAtLevel::load(section, file.run.seed, world)?, None),
+            (section, false) => (TargetAtLevel::load(section, file.run.seed, &file.compute, world)?, None),
         };
         let shape = target.target().shape().to_vec();
         if file.method.smoothing > 0 && (shape.len() != 1 || target.tempered_from().is_some()) {

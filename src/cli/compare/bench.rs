@@ -16,7 +16,7 @@ use crate::cli::posterior::PosteriorMeasure;
 use crate::cli::reference::{ReferenceDraws, place, reference};
 use crate::cli::run_record::device_name;
 use crate::comm::World;
-use crate::config::{ComparePlan, LogisticSection, Plan, TargetEntry, TargetSection};
+use crate::config::{ComparePlan, LogisticSection, Plan, Reduction, TargetEntry, TargetSection};
 use crate::data::file_sha256;
 use crate::metric::{PointPlan, PointReference};
 use crate::record::write_samples_file;
@@ -64,6 +64,7 @@ pub fn load_targets(plan: &ComparePlan, device: Device) -> Result<Vec<Option<Loa
 /// # Errors
 /// If a network does not fit its target.
 pub fn try_networks(plan: &ComparePlan, world: &World) -> Result<(), SetupError> {
+    let alone = World::solo(world.device);
     let mut tried: Vec<LogisticSection> = Vec::new();
     for plan in plan.train_plans() {
         if let TargetSection::Logistic(section) = &plan.file.target {
@@ -72,7 +73,9 @@ pub fn try_networks(plan: &ComparePlan, world: &World) -> Result<(), SetupError>
             }
             tried.push(section.clone());
         }
-        Networks::build(plan, world)?;
+        // With exact sums a posterior is cut into blocks that need not divide over these ranks: jobs are of one.
+        let is_exact = plan.file.compute.reduction == Reduction::Exact;
+        Networks::build(plan, if is_exact { &alone } else { world })?;
     }
     Ok(())
 }
@@ -189,7 +192,7 @@ impl<'a> Bench<'a> {
             return Ok(Some(Rc::clone(posterior)));
         }
         self.posterior.replace(None); // its data go first: two splits need not fit beside each other
-        let problem = Rc::new(LogisticProblem::load(section, job.seed, self.world)?);
+        let problem = Rc::new(LogisticProblem::load(section, job.seed, &recipe.compute, self.world)?);
         let references = &self.plan.file.run.references;
         let posterior = Rc::new(Posterior {
             exact: problem.exact()?,

@@ -2,111 +2,77 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::expansion::Expansion;
+use super::block::Block;
+use super::expansion::{Asked, Expansion};
 use super::ranks::Ranks;
 use super::rows::Rows;
 use crate::rng::Generator;
 
-/// What is summed over this rank's light rows.
+/// A mini-batch, or all rows: what evaluations sum until the next one is drawn.
+pub(super) struct Batch {
+    /// Over the light rows of each of this rank's blocks.
+    pub(super) of_blocks: Vec<Sum>,
+    /// What is added once to the sums over the blocks of all ranks.
+    pub(super) rest: Option<Expansion>,
+}
+
+/// What is summed over the light rows of a block.
 pub(super) struct Sum {
     /// A mini-batch; all light rows if there is none.
-    drawn: Option<Rows>,
+    pub(super) drawn: Option<Rows>,
     /// Weight of each row.
-    scale: f64,
-    /// What stands for the rows that were not drawn, with an offset that makes the log-likelihood 0 at the anchor.
-    rest: Option<Expansion>,
-    offset: Option<Tensor>,
+    pub(super) scale: f64,
+    /// What stands for the rows that were not drawn.
+    pub(super) rest: Option<Expansion>,
+    /// Makes the log-likelihood 0 at the anchor.
+    pub(super) offset: Option<Tensor>,
 }
 
 impl Sum {
-    /// All rows, once each.
-    pub(super) fn all(offset: Option<Tensor>) -> Self {
-        Sum { drawn: None, scale: 1.0, rest: None, offset }
+    /// The rows `drawn`, `scale` times each, or all light ones.
+    pub(super) fn of(drawn: Option<Rows>, scale: f64) -> Self {
+        Sum { drawn, scale, rest: None, offset: None }
     }
 
-    /// The rows `drawn`, `scale` times each; with an anchor, its offset and the expansion of all light rows are given,
-    /// and what is summed over the drawn rows is their deviation from their expansion.
-    pub(super) fn estimate(drawn: Rows, scale: f64, anchor: Option<(Tensor, &Expansion)>) -> Self {
-        let (rest, offset) = match anchor {
-            None => (None, None),
-            Some((offset, light)) => {
-                let of_drawn = drawn.expansion(&light.gradient.zeros_like());
-                (Some(light.plus(-scale, &of_drawn)), Some(offset))
+    /// What is answered to queries, where the light rows are `light`; see [`Asked`].
+    pub(super) fn answer(&self, asked: Asked, light: &Rows, queries: &Tensor) -> Tensor {
+        let mut sum = self.drawn.as_ref().unwrap_or(light).answer(asked, queries) * self.scale;
+        if let Some(rest) = &self.rest {
+            sum += rest.answer(asked, queries);
+        }
+        match (&self.offset, asked) {
+            (Some(offset), Asked::Value) => sum + offset,
+            (Some(offset), Asked::ValueAndScore) => {
+                let _ = sum.select(1, 0).g_add_(offset);
+                sum
             }
-        };
-        Sum { drawn: Some(drawn), scale, rest, offset }
-    }
-
-    /// Log-likelihood `[B]` at `p` `[B, d]`.
-    pub(super) fn log_likelihood(&self, light: &Rows, p: &Tensor) -> Tensor {
-        let sum = self.rows(light).log_likelihood(p) * self.scale;
-        self.with_rest(sum, |rest| rest.values(p)) + self.offset.as_ref().unwrap_or(&Tensor::from(0.0))
-    }
-
-    /// Its gradient `[B, d]`.
-    pub(super) fn score(&self, light: &Rows, p: &Tensor) -> Tensor {
-        self.with_rest(self.rows(light).score(p) * self.scale, |rest| rest.scores(p))
-    }
-
-    /// Both, `[B, 1 + d]`.
-    pub(super) fn log_likelihood_and_score(&self, light: &Rows, p: &Tensor) -> Tensor {
-        let sum = self.rows(light).log_likelihood_and_score(p) * self.scale;
-        let sum = self.with_rest(sum, |rest| Tensor::cat(&[rest.values(p).unsqueeze(1), rest.scores(p)], 1));
-        if let Some(offset) = &self.offset {
-            let _ = sum.select(1, 0).g_add_(offset);
-        }
-        sum
-    }
-
-    /// Products of its Hessian at `p` with `v`, `[B, d]`.
-    pub(super) fn product(&self, light: &Rows, p: &Tensor, v: &Tensor) -> Tensor {
-        self.with_rest(self.rows(light).product(p, v) * self.scale, |rest| rest.products(v))
-    }
-
-    fn rows<'a>(&'a self, light: &'a Rows) -> &'a Rows {
-        self.drawn.as_ref().unwrap_or(light)
-    }
-
-    fn with_rest(&self, sum: Tensor, of: impl Fn(&Expansion) -> Tensor) -> Tensor {
-        match &self.rest {
-            Some(rest) => sum + of(rest),
-            None => sum,
+            _ => sum,
         }
     }
 }
 
-/// Where this rank's light rows stand among the light rows of all ranks, in the order of row numbers.
-pub(super) struct Numbering {
-    /// Number of this rank's first.
-    pub(super) first: i64,
-    /// Light rows of all ranks.
-    pub(super) count: i64,
+/// Weight of each of `rows` drawn rows of `count`.
+pub(super) fn scale(rows: i64, count: i64) -> f64 {
+    if rows == 0 { 0.0 } else { count as f64 / rows as f64 }
 }
 
-impl Numbering {
-    /// Agrees on the numbers of the rows `light`; `first_row` orders the ranks.
-    pub(super) fn of(light: &Rows, first_row: i64, ranks: &Ranks, device: Device) -> Self {
-        let all = ranks.gather_numbers([first_row, light.count()], device);
-        let before = all.iter().filter(|[first, _]| *first < first_row).map(|[_, rows]| rows);
-        Numbering { first: before.sum(), count: all.iter().map(|[_, rows]| rows).sum() }
-    }
-
-    /// Weight of each of `rows` drawn rows.
-    pub(super) fn scale(&self, rows: i64) -> f64 {
-        if rows == 0 { 0.0 } else { self.count as f64 / rows as f64 }
-    }
-
-    /// Draws `rows` numbers with replacement, the same on every rank, and returns those of `light` that are here.
-    pub(super) fn draw(&self, generator: &mut Generator, rows: usize, light: &Rows, device: Device) -> Rows {
-        let numbers = if self.count > 0 { generator.indices(rows, self.count) } else { Vec::new() };
-        let own = self.first..self.first + light.count();
-        let here: Vec<i64> = numbers
-            .into_iter()
-            .filter(|number| own.contains(number))
-            .map(|number| number - own.start)
-            .collect();
-        light.select(&Tensor::from_slice(&here).to_device(device))
-    }
+/// Draws `rows` of the `count` light rows of all ranks with replacement, the same on every rank, and returns those that
+/// are in each block.
+pub(super) fn draw(
+    generator: &mut Generator,
+    rows: usize,
+    count: i64,
+    blocks: &[Block],
+    device: Device,
+) -> Vec<Rows> {
+    let numbers = if count > 0 { generator.indices(rows, count) } else { Vec::new() };
+    let of_block = |block: &Block| {
+        let own = block.first_light..block.first_light + block.light.count();
+        let here: Vec<i64> =
+            numbers.iter().filter(|number| own.contains(number)).map(|number| number - own.start).collect();
+        block.light.select(&Tensor::from_slice(&here).to_device(device))
+    };
+    blocks.iter().map(of_block).collect()
 }
 
 /// A mask `[N]` of this rank's rows that are among the `count` largest `values` `[N]` of all ranks.

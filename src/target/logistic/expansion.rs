@@ -2,6 +2,25 @@
 
 use tch::{Device, Kind, Tensor};
 
+/// What is asked about a log-likelihood at parameters `p` `[B, d]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Its values `[B, 1]` at the queries p.
+    Value,
+    /// Its gradients `[B, d]` there.
+    Score,
+    /// Both, `[B, 1 + d]`.
+    ValueAndScore,
+    /// Products of its Hessian at p with v, `[B, d]`; the queries are p and v beside each other, `[B, 2 d]`.
+    Product,
+}
+
+/// The queries of a product: p and v.
+pub(super) fn halves(queries: &Tensor) -> (Tensor, Tensor) {
+    let d = queries.size()[1] / 2;
+    (queries.narrow(1, 0, d), queries.narrow(1, d, d))
+}
+
 /// c + g·δ − ½ δ·K δ, all in f64: δ is the distance of the weights from the point of expansion.
 #[derive(Debug)]
 pub(super) struct Expansion {
@@ -29,19 +48,41 @@ impl Expansion {
     }
 
     /// Values `[B]` at `delta` `[B, d]`; autograd follows them.
-    pub(super) fn values(&self, delta: &Tensor) -> Tensor {
+    fn values(&self, delta: &Tensor) -> Tensor {
         let bend = (delta.matmul(&self.curvature) * delta).sum_dim_intlist(1i64, false, None);
         delta.matmul(&self.gradient) - bend * 0.5 + &self.value
     }
 
     /// Gradients `[B, d]` at `delta` `[B, d]`.
-    pub(super) fn scores(&self, delta: &Tensor) -> Tensor {
+    fn scores(&self, delta: &Tensor) -> Tensor {
         &self.gradient + self.products(delta)
     }
 
     /// Products of the Hessian with `v` `[B, d]`.
-    pub(super) fn products(&self, v: &Tensor) -> Tensor {
+    fn products(&self, v: &Tensor) -> Tensor {
         -v.matmul(&self.curvature)
+    }
+
+    /// What is asked of the queries; see [`Asked`].
+    pub(super) fn answer(&self, asked: Asked, queries: &Tensor) -> Tensor {
+        match asked {
+            Asked::Value => self.values(queries).unsqueeze(1),
+            Asked::Score => self.scores(queries),
+            Asked::ValueAndScore => {
+                Tensor::cat(&[self.values(queries).unsqueeze(1), self.scores(queries)], 1)
+            }
+            Asked::Product => self.products(&halves(queries).1),
+        }
+    }
+
+    /// Value, gradient and curvature.
+    pub(super) fn into_parts(self) -> [Tensor; 3] {
+        [self.value, self.gradient, self.curvature]
+    }
+
+    /// The inverse of [`into_parts`](Self::into_parts).
+    pub(super) fn from_parts([value, gradient, curvature]: [Tensor; 3]) -> Self {
+        Expansion { value, gradient, curvature }
     }
 
     /// All numbers in one tensor `[1 + d + d²]`, to be summed over ranks.

@@ -2,7 +2,6 @@
 
 use tch::{Kind, Tensor};
 
-use super::expansion::Expansion;
 use super::{Logistic, invalid};
 use crate::target::TargetError;
 
@@ -124,8 +123,7 @@ impl Logistic {
         let row = x.unsqueeze(0);
         let (_, p) = self.relative(&row);
         let p = p.squeeze_dim(0);
-        let own = self.heavy.expansion(&p).plus(1.0, &self.light.expansion(&p));
-        let likelihood = Expansion::from_flat(&self.ranks.sum(own.to_flat()), d);
+        let [likelihood] = self.ranks.sum(self.blocks.iter().map(|block| [block.expansion(&p)]).collect());
         // Columns of the prior's Hessian: its products with the unit vectors.
         let unit = Tensor::eye(d + 1, (Kind::Double, self.device));
         let of_prior = self.prior.product(&row.expand([d + 1, d + 1], false), &unit);

@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{Laplace, Logistic, LogisticPrior};
 use crate::comm::{SharedCollective, World};
-use crate::config::LogisticSection;
+use crate::config::{ComputeSection, LogisticSection, Reduction};
 use crate::data::{Design, ScaledFeature, load_covertype, load_csv};
 use crate::target::{Target, TargetError, Whitened};
 
@@ -23,7 +23,7 @@ pub struct LogisticProblem {
     row_count: i64,
     laplace: Laplace,
     laplace_seconds: f64,
-    ranks: Option<SharedCollective>,
+    spread: Spread,
 }
 
 /// A part of the data: `x` `[N, d]`, `y` `[N]`, and the number of its first row.
@@ -31,6 +31,13 @@ struct Rows {
     x: Tensor,
     y: Tensor,
     first: i64,
+}
+
+/// Over whom the training rows are spread, and in how many blocks they are summed if sums are exact.
+#[derive(Clone)]
+struct Spread {
+    ranks: Option<SharedCollective>,
+    blocks: Option<usize>,
 }
 
 /// How the likelihood of a problem is summed.
@@ -46,11 +53,17 @@ enum Form {
 
 impl LogisticProblem {
     /// Reads the data, splits them by the seed `split` unless the section has one of its own, and finds the mode, over
-    /// all ranks of `world`.
+    /// all ranks of `world`. With the exact reduction of `compute`, sums over rows have the same bits on any number of
+    /// ranks that divides its shards.
     ///
     /// # Errors
     /// If the data cannot be used, or Newton's method does not find a mode.
-    pub fn load(section: &LogisticSection, split: u64, world: &World) -> Result<Self, TargetError> {
+    pub fn load(
+        section: &LogisticSection,
+        split: u64,
+        compute: &ComputeSection,
+        world: &World,
+    ) -> Result<Self, TargetError> {
         // What is wrong with the data is wrong on all ranks, which read the same: none waits for another below.
         let design = design(section, split).map_err(|error| TargetError::Invalid(format!("{error:#}")))?;
         let rows = design.train_x.size()[0];
@@ -63,16 +76,10 @@ impl LogisticProblem {
         };
         let plain = Rows { x: own(&design.train_x), y: own(&design.train_y), first };
         let test = Rows { x: design.test_x, y: design.test_y, first: 0 };
-        let ranks = (world.size > 1).then(|| world.shared_collective());
-        let likelihood = Logistic::new(
-            &plain.x,
-            &plain.y,
-            plain.first,
-            prior(section),
-            Kind::Float,
-            world.device,
-            ranks.clone(),
-        )?;
+        let blocks = (compute.reduction == Reduction::Exact).then_some(compute.shards);
+        let ranks = (world.size > 1 || blocks.is_some()).then(|| world.shared_collective());
+        let spread = Spread { ranks, blocks };
+        let likelihood = of_rows(&plain, section, world.device, spread.clone())?;
         let began = Instant::now();
         let laplace = likelihood.laplace()?;
         let laplace_seconds = began.elapsed().as_secs_f64();
@@ -85,7 +92,7 @@ impl LogisticProblem {
             row_count: rows,
             laplace,
             laplace_seconds,
-            ranks,
+            spread,
         })
     }
 
@@ -124,9 +131,7 @@ impl LogisticProblem {
     }
 
     fn likelihood(&self, form: Form) -> Result<Logistic, TargetError> {
-        let Rows { x, y, first } = &self.plain;
-        let ranks = self.ranks.clone();
-        let plain = Logistic::new(x, y, *first, prior(&self.section), Kind::Float, self.device, ranks)?;
+        let plain = of_rows(&self.plain, &self.section, self.device, self.spread.clone())?;
         if form == Form::Configured && !self.section.control_variate {
             return plain.with_batch(self.section.batch);
         }
@@ -204,6 +209,21 @@ impl LogisticProblem {
     /// Heavy rows of the surrogate: not those of the configuration, for references do not depend on it.
     fn surrogate_rows(&self) -> i64 {
         (LogisticSection::default().heavy_rows as i64).min(self.row_count)
+    }
+}
+
+/// The plain form over the rows of all ranks.
+fn of_rows(
+    rows: &Rows,
+    section: &LogisticSection,
+    device: Device,
+    spread: Spread,
+) -> Result<Logistic, TargetError> {
+    let Rows { x, y, first } = rows;
+    let plain = Logistic::new(x, y, *first, prior(section), Kind::Float, device, spread.ranks)?;
+    match spread.blocks {
+        Some(blocks) => plain.with_exact_sums(blocks),
+        None => Ok(plain),
     }
 }
 

@@ -11,9 +11,11 @@
 //!   for little: what is left out is replaced by its second-order expansion at w0;
 //! - **estimated** from a mini-batch ([`Logistic::with_batch`]).
 //!
-//! Rows may be spread over ranks. Then every evaluation is collective: all ranks call with equally many vectors.
+//! Rows may be spread over ranks. Then every evaluation is collective: all ranks call with equally many vectors. Sums
+//! over ranks are of floats, or exact ([`Logistic::with_exact_sums`]).
 
 mod batch;
+mod block;
 mod expansion;
 mod laplace;
 mod load;
@@ -29,8 +31,9 @@ pub use laplace::Laplace;
 pub use load::LogisticProblem;
 pub use prior::LogisticPrior;
 
-use self::batch::{Numbering, Sum};
-use self::expansion::Expansion;
+use self::batch::{Batch, Sum};
+use self::block::Block;
+use self::expansion::{Asked, Expansion};
 use self::ranks::Ranks;
 use self::rows::Rows;
 use super::{Target, TargetError};
@@ -48,24 +51,24 @@ pub struct Logistic {
     ranks: Ranks,
     /// Rows of all ranks.
     row_count: i64,
-    /// Rows that every evaluation sums, without an anchor none.
-    heavy: Rows,
-    /// The others.
-    light: Rows,
-    /// Where this rank's light rows stand among those of all ranks.
-    numbering: Numbering,
+    /// The rows of this rank in the order of their numbers: one block, or with exact sums several.
+    blocks: Vec<Block>,
+    /// Light rows of all ranks.
+    light_count: i64,
     anchor: Option<Anchor>,
     /// Rows of a mini-batch, if evaluations estimate.
     batch_rows: Option<i64>,
-    /// What evaluations sum over the light rows: the first for log-density and score, the second for products.
-    sums: RefCell<[Sum; 2]>,
+    /// What evaluations sum: the first for log-density and score, the second for products.
+    batches: RefCell<[Batch; 2]>,
 }
 
-/// The origin of the anchored form, with expansions of this rank's rows there.
+/// The origin of the anchored form, with what stands there for the rows of this rank, or with exact sums of all ranks.
 struct Anchor {
     weights: Tensor,
-    heavy: Expansion,
+    /// Expansion of the light rows.
     light: Expansion,
+    /// Minus the log-likelihood of all rows at the origin.
+    offset: Tensor,
 }
 
 impl Logistic {
@@ -102,21 +105,59 @@ impl Logistic {
         }
         let ranks = Ranks::new(ranks);
         let row_count = check_ranges(ranks.gather_numbers([first_row, rows], device))?;
-        let light = Rows::new(&x.to_kind(kind).to_device(device), y);
-        let nothing = Tensor::zeros([0], (Kind::Int64, device));
-        Ok(Logistic {
+        let rows = Rows::new(&x.to_kind(kind).to_device(device), y);
+        let logistic = Logistic {
             shape: [d + 1],
             prior,
             device,
             ranks,
             row_count,
-            heavy: light.select(&nothing),
-            light,
-            numbering: Numbering { first: first_row, count: row_count },
+            blocks: vec![Block::new(rows, first_row)],
+            light_count: row_count,
             anchor: None,
             batch_rows: None,
-            sums: RefCell::new([Sum::all(None), Sum::all(None)]),
-        })
+            batches: RefCell::new([(), ()].map(|()| Batch { of_blocks: Vec::new(), rest: None })),
+        };
+        logistic.start_batches();
+        Ok(logistic)
+    }
+
+    /// Sums with the same bits on any number of ranks: the N rows of all ranks are cut into `blocks` blocks
+    /// [N·b/blocks, N·(b + 1)/blocks), each is summed by itself, and blocks are added as integers
+    /// ([`sum_exactly`](crate::comm::sum_exactly)). A rank holds whole blocks. Redraws are then collective too.
+    ///
+    /// # Errors
+    /// Without collectives, which one rank needs as well; if a block is spread over ranks; after an anchor was given.
+    pub fn with_exact_sums(mut self, blocks: usize) -> Result<Self, TargetError> {
+        if self.anchor.is_some() || self.ranks.is_exact() {
+            return invalid("exact sums come before the anchor, and once".to_string());
+        }
+        let own = &self.blocks[0];
+        let (first, end) = (own.first_row, own.first_row + own.light.count());
+        let bound = |block: usize| self.row_count * block as i64 / blocks as i64;
+        let is_bound = |row: i64| (0..=blocks).any(|block| bound(block) == row);
+        if blocks == 0 || !is_bound(first) || !is_bound(end) {
+            return invalid(format!(
+                "rows {first}..{end} of {} are not whole ones of {blocks} blocks; deal out whole blocks",
+                self.row_count
+            ));
+        }
+        let ranges = (0..blocks).map(|block| (bound(block), bound(block + 1)));
+        let here = ranges.filter(|(start, stop)| start < stop && first <= *start && *stop <= end);
+        let mut cut: Vec<Block> = here.map(|(start, stop)| own.part(start, stop)).collect();
+        if cut.is_empty() {
+            cut.push(own.part(first, first)); // fewer rows than blocks; every rank adds something
+        }
+        let Some(ranks) = self.ranks.exactly(blocks) else {
+            return invalid(
+                "exact sums need the collectives of a world, on one rank too; give its shared_collective()"
+                    .to_string(),
+            );
+        };
+        self.ranks = ranks;
+        self.blocks = cut;
+        self.start_batches();
+        Ok(self)
     }
 
     /// The form relative to the weights `w0` `[d]` (f64), whose log-likelihood becomes 0.
@@ -155,19 +196,19 @@ impl Logistic {
                 "the covariance of an anchor should be positive definite, and is not".to_string(),
             );
         };
-        let variances = self.light.variances(&factor);
-        let is_heavy = batch::largest(&variances, heavy_rows as i64, &self.ranks);
-        let indices = |mask: &Tensor| mask.nonzero().squeeze_dim(1);
-        let rows = self.light.with_origin(&weights);
-        self.heavy = rows.select(&indices(&is_heavy));
-        self.light = rows.select(&indices(&is_heavy.logical_not()));
-        self.numbering = Numbering::of(&self.light, self.numbering.first, &self.ranks, self.device);
+        let variances: Vec<Tensor> = self.blocks.iter().map(|block| block.light.variances(&factor)).collect();
+        let lengths: Vec<i64> = self.blocks.iter().map(|block| block.light.count()).collect();
+        let is_heavy = batch::largest(&Tensor::cat(&variances, 0), heavy_rows as i64, &self.ranks);
+        let is_heavy = is_heavy.split_with_sizes(lengths, 0);
+        for (block, is_heavy) in self.blocks.iter_mut().zip(&is_heavy) {
+            *block = block.split(is_heavy, &weights);
+        }
+        self.light_count = block::number_light_rows(&mut self.blocks, &self.ranks, self.device);
         let origin = weights.zeros_like();
-        self.anchor = Some(Anchor {
-            heavy: self.heavy.expansion(&origin),
-            light: self.light.expansion(&origin),
-            weights,
-        });
+        let of_block = |block: &Block| [block.heavy.expansion(&origin), block.light.expansion(&origin)];
+        let [heavy, light] = self.left_out(self.blocks.iter().map(of_block).collect());
+        let offset = -(&heavy.value + &light.value);
+        self.anchor = Some(Anchor { weights, light, offset });
         self.start_batches();
         Ok(self)
     }
@@ -203,8 +244,8 @@ impl Logistic {
     pub fn rows_per_evaluation(&self) -> i64 {
         match self.batch_rows {
             None => self.row_count,
-            Some(_) if self.numbering.count == 0 => self.row_count,
-            Some(rows) => self.row_count - self.numbering.count + rows,
+            Some(_) if self.light_count == 0 => self.row_count,
+            Some(rows) => self.row_count - self.light_count + rows,
         }
     }
 
@@ -224,10 +265,40 @@ impl Logistic {
         (x, p)
     }
 
-    /// Answers of all ranks to their queries, by the mini-batch `of`.
-    fn summed(&self, queries: &Tensor, of: usize, sum: impl Fn(&Sum, &Tensor) -> Tensor) -> Tensor {
-        let sums = self.sums.borrow();
-        self.ranks.answer(queries, |queries| sum(&sums[of], queries))
+    /// What the rows of all ranks answer to this rank's queries, by the mini-batch `of`.
+    fn summed(&self, queries: &Tensor, of: usize, asked: Asked) -> Tensor {
+        let batch = &self.batches.borrow()[of];
+        let blocks: Vec<(&Block, &Sum)> = self.blocks.iter().zip(&batch.of_blocks).collect();
+        let sum =
+            self.ranks.answer(queries, &blocks, |(block, sum), queries| block.answer(asked, sum, queries));
+        match &batch.rest {
+            Some(rest) => sum + rest.answer(asked, queries),
+            None => sum,
+        }
+    }
+
+    /// What stands for rows that evaluations leave out, from the expansions of this rank's blocks: of this rank's rows,
+    /// or with exact sums of all ranks', so that it is evaluated once and not for each block.
+    fn left_out<const N: usize>(&self, mut of_blocks: Vec<[Expansion; N]>) -> [Expansion; N] {
+        if self.ranks.is_exact() { self.ranks.sum(of_blocks) } else { of_blocks.pop().expect("one block") }
+    }
+
+    /// What evaluations sum over the rows `drawn` of each block, `scale` times each, or over all rows; `left_out`
+    /// stands for those that were not drawn.
+    fn batch(&self, drawn: Option<Vec<Rows>>, scale: f64, left_out: Option<Expansion>) -> Batch {
+        let mut of_blocks: Vec<Sum> = match drawn {
+            Some(drawn) => drawn.into_iter().map(|rows| Sum::of(Some(rows), scale)).collect(),
+            None => self.blocks.iter().map(|_| Sum::of(None, 1.0)).collect(),
+        };
+        let Some(anchor) = &self.anchor else { return Batch { of_blocks, rest: None } };
+        if !self.ranks.is_exact() {
+            let own = &mut of_blocks[0];
+            (own.rest, own.offset) = (left_out, Some(anchor.offset.shallow_clone()));
+            return Batch { of_blocks, rest: None };
+        }
+        let left_out = left_out.unwrap_or_else(|| Expansion::zero(self.shape[0] - 1, self.device));
+        let rest = Expansion { value: left_out.value + &anchor.offset, ..left_out };
+        Batch { of_blocks, rest: Some(rest) }
     }
 
     /// Score of the prior at `x` plus that of the likelihood `[B, d]`, which has none in a.
@@ -250,29 +321,24 @@ impl Target for Logistic {
     }
 
     /// # Panics
-    /// If autograd is to follow it and the rows are spread over ranks.
+    /// If autograd is to follow it and the rows are spread over ranks or their sums exact.
     fn log_density(&self, x: &Tensor) -> Tensor {
         let (unknowns, p) = self.relative(x);
-        let likelihood = self.summed(&p, FIRST, |sum, p| {
-            let exact = self.heavy.log_likelihood(p);
-            (exact + sum.log_likelihood(&self.light, p)).unsqueeze(1)
-        });
+        let likelihood = self.summed(&p, FIRST, Asked::Value);
         (self.prior.log_density(&unknowns) + likelihood.squeeze_dim(1)).to_kind(x.kind())
     }
 
     fn score(&self, x: &Tensor) -> Tensor {
         let x = &x.detach();
         let (unknowns, p) = self.relative(x);
-        let likelihood = self.summed(&p, FIRST, |sum, p| self.heavy.score(p) + sum.score(&self.light, p));
+        let likelihood = self.summed(&p, FIRST, Asked::Score);
         self.posterior(self.prior.score(&unknowns), &likelihood).to_kind(x.kind())
     }
 
     fn log_density_and_score(&self, x: &Tensor) -> (Tensor, Tensor) {
         let x = &x.detach();
         let (unknowns, p) = self.relative(x);
-        let likelihood = self.summed(&p, FIRST, |sum, p| {
-            self.heavy.log_likelihood_and_score(p) + sum.log_likelihood_and_score(&self.light, p)
-        });
+        let likelihood = self.summed(&p, FIRST, Asked::ValueAndScore);
         let value = self.prior.log_density(&unknowns) + likelihood.select(1, 0);
         let slope = likelihood.narrow(1, 1, self.shape[0] - 1);
         let score = self.posterior(self.prior.score(&unknowns), &slope);
@@ -290,31 +356,31 @@ impl Target for Logistic {
         let (unknowns, p) = self.relative(x);
         let d = self.shape[0] - 1;
         let queries = Tensor::cat(&[&p, &v.narrow(1, 0, d)], 1);
-        let likelihood = self.summed(&queries, SECOND, |sum, queries| {
-            let (p, v) = (queries.narrow(1, 0, d), queries.narrow(1, d, d));
-            self.heavy.product(&p, &v) + sum.product(&self.light, &p, &v)
-        });
+        let likelihood = self.summed(&queries, SECOND, Asked::Product);
         let product = self.posterior(self.prior.product(&unknowns, &v), &likelihood);
         (score, product.to_kind(x.kind()))
     }
 
     fn redraw(&self, generator: &mut Generator) {
-        let next = match (self.batch_rows, &self.anchor) {
-            (None, anchor) => [(), ()].map(|()| Sum::all(anchor.as_ref().map(Anchor::offset))),
-            (Some(rows), anchor) => [(), ()].map(|()| {
-                let drawn = self.numbering.draw(generator, rows as usize, &self.light, self.device);
-                let expansions = anchor.as_ref().map(|anchor| (anchor.offset(), &anchor.light));
-                Sum::estimate(drawn, self.numbering.scale(rows), expansions)
-            }),
+        let Some(rows) = self.batch_rows else {
+            *self.batches.borrow_mut() = [(), ()].map(|()| self.batch(None, 1.0, None));
+            return;
         };
-        *self.sums.borrow_mut() = next;
-    }
-}
-
-impl Anchor {
-    /// Minus this rank's log-likelihood at the anchor.
-    fn offset(&self) -> Tensor {
-        -(&self.heavy.value + &self.light.value)
+        let [first, second] = [(), ()]
+            .map(|()| batch::draw(generator, rows as usize, self.light_count, &self.blocks, self.device));
+        let scale = batch::scale(rows, self.light_count);
+        let left_out = match &self.anchor {
+            None => [None, None],
+            Some(anchor) => {
+                let origin = anchor.weights.zeros_like();
+                let of_drawn = first.iter().zip(&second);
+                let of_drawn = of_drawn.map(|drawn| [drawn.0.expansion(&origin), drawn.1.expansion(&origin)]);
+                self.left_out(of_drawn.collect()).map(|of_drawn| Some(anchor.light.plus(-scale, &of_drawn)))
+            }
+        };
+        let [of_first, of_second] = left_out;
+        *self.batches.borrow_mut() =
+            [self.batch(Some(first), scale, of_first), self.batch(Some(second), scale, of_second)];
     }
 }
 

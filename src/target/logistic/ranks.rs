@@ -2,29 +2,72 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::comm::{CommError, SharedCollective};
+use super::expansion::Expansion;
+use crate::comm::{CommError, SharedCollective, sum_exactly};
 
-/// The other ranks, if there are any. A collective that fails panics: the ranks are out of step, and the panic ends
-/// the job with the rank's name.
-pub(super) struct Ranks(Option<SharedCollective>);
+/// All ranks, and how sums over their rows are added. A collective that fails panics: the ranks are out of step, and
+/// the panic ends the job with the rank's name.
+pub(super) struct Ranks {
+    shared: Option<SharedCollective>,
+    /// Blocks of all ranks, if sums over them are exact.
+    exact: Option<usize>,
+}
 
 impl Ranks {
-    /// One rank of a world of one needs nobody.
+    /// Floats are summed, one block a rank. One rank of a world of one needs nobody.
     pub(super) fn new(shared: Option<SharedCollective>) -> Self {
-        Ranks(shared.filter(|shared| shared.size > 1))
+        Ranks { shared, exact: None }
     }
 
-    /// The elementwise sum of `own` over all ranks.
-    pub(super) fn sum(&self, own: Tensor) -> Tensor {
-        let Some(shared) = &self.0 else { return own };
+    /// Sums over the blocks of all ranks, `blocks` in number, are exact: a world of one goes the same way, so that it
+    /// comes to the same bits. `None` without collectives.
+    pub(super) fn exactly(self, blocks: usize) -> Option<Self> {
+        self.shared.is_some().then_some(Ranks { exact: Some(blocks), ..self })
+    }
+
+    pub(super) fn is_exact(&self) -> bool {
+        self.exact.is_some()
+    }
+
+    /// The collectives, if there are others to talk to.
+    fn others(&self) -> Option<&SharedCollective> {
+        self.shared.as_ref().filter(|shared| shared.size > 1)
+    }
+
+    fn add_exactly(&self, parts: &[Vec<Tensor>], count: usize) -> Vec<Tensor> {
+        let shared = self.shared.as_ref().expect("exact sums have collectives");
+        done(shared.with(|all| sum_exactly(all, parts, count)))
+    }
+
+    /// Sums of the expansions of this rank's blocks and of those of all ranks; of each block several, for as few
+    /// collectives as one.
+    pub(super) fn sum<const N: usize>(&self, mut of_blocks: Vec<[Expansion; N]>) -> [Expansion; N] {
+        if let Some(count) = self.exact {
+            let parts = of_blocks
+                .into_iter()
+                .map(|of_block| of_block.into_iter().flat_map(Expansion::into_parts).collect());
+            let mut sums = self.add_exactly(&parts.collect::<Vec<_>>(), count).into_iter();
+            let mut next = || sums.next().expect("as many tensors as a block has");
+            return std::array::from_fn(|_| Expansion::from_parts([next(), next(), next()]));
+        }
+        let own = of_blocks.pop().expect("one block a rank");
+        if self.others().is_none() {
+            return own;
+        }
+        own.map(|own| Expansion::from_flat(&self.reduced(own.to_flat()), own.gradient.size()[0]))
+    }
+
+    fn reduced(&self, own: Tensor) -> Tensor {
         let mut buffer = own.contiguous();
-        done(shared.with(|all| all.all_reduce_sum(&mut buffer)));
+        if let Some(shared) = self.others() {
+            done(shared.with(|all| all.all_reduce_sum(&mut buffer)));
+        }
         buffer
     }
 
     /// The tensors of all ranks in rank order, all of the shape of `own`.
     pub(super) fn gather(&self, own: &Tensor) -> Vec<Tensor> {
-        match &self.0 {
+        match self.others() {
             Some(shared) => done(shared.with(|all| all.all_gather(&own.contiguous()))),
             None => vec![own.shallow_clone()],
         }
@@ -37,22 +80,53 @@ impl Ranks {
         self.gather(&own).iter().map(|t| numbers(t).try_into().expect("N numbers of every rank")).collect()
     }
 
-    /// `sum` of the queries `own` `[B, k]` over the rows of all ranks, `[B, m]`, where `sum` goes over this rank's
-    /// rows only: queries are gathered, answers to all of them summed over the ranks, and each takes its own. Every
-    /// rank has equally many queries.
+    /// `sum` of the queries `own` `[B, k]` over the rows of all ranks, `[B, m]`, where `sum` goes over one of this
+    /// rank's `blocks`: queries are gathered, answers to all of them summed over the blocks and the ranks, and each
+    /// takes its own. Every rank has equally many queries.
     ///
     /// # Panics
-    /// If autograd is to follow it over several ranks.
-    pub(super) fn answer(&self, own: &Tensor, sum: impl FnOnce(&Tensor) -> Tensor) -> Tensor {
-        let Some(shared) = &self.0 else { return sum(own) };
+    /// If autograd is to follow it over several ranks, or an exact sum.
+    pub(super) fn answer<B>(
+        &self,
+        own: &Tensor,
+        blocks: &[B],
+        sum: impl Fn(&B, &Tensor) -> Tensor,
+    ) -> Tensor {
+        if let Some(count) = self.exact {
+            return self.answer_exactly(own, blocks, count, sum);
+        }
+        let [block] = blocks else { panic!("{} blocks, and one a rank is wanted", blocks.len()) };
+        let Some(shared) = self.others() else { return sum(block, own) };
         assert!(
             !own.requires_grad(),
             "autograd does not follow a sum over {} ranks; use the closed forms of score and product, or one rank",
             shared.size
         );
         let rows = own.size()[0];
-        let answers = self.sum(sum(&Tensor::cat(&self.gather(own), 0)).to_kind(Kind::Double));
+        let answers = self.reduced(sum(block, &Tensor::cat(&self.gather(own), 0)).to_kind(Kind::Double));
         answers.narrow(0, shared.rank as i64 * rows, rows)
+    }
+
+    /// The queries of each rank are answered by themselves, block by block: the shapes, on which the rounding of a
+    /// product of matrices depends, are then the same however many ranks there are.
+    fn answer_exactly<B>(
+        &self,
+        own: &Tensor,
+        blocks: &[B],
+        count: usize,
+        sum: impl Fn(&B, &Tensor) -> Tensor,
+    ) -> Tensor {
+        assert!(
+            !own.requires_grad(),
+            "autograd does not follow an exact sum; use the closed forms of score and product, or \
+             compute.reduction = \"fast\""
+        );
+        // Copies: what a gather returns may lie at any address, and a product may round by its alignment.
+        let queries: Vec<Tensor> = self.gather(&own.contiguous()).iter().map(Tensor::copy).collect();
+        let of_block = |block| queries.iter().map(|queries| sum(block, queries)).collect();
+        let parts: Vec<Vec<Tensor>> = blocks.iter().map(of_block).collect();
+        let rank = self.shared.as_ref().map_or(0, |shared| shared.rank);
+        self.add_exactly(&parts, count).swap_remove(rank)
     }
 }
 

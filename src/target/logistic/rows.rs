@@ -6,7 +6,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::expansion::Expansion;
+use super::expansion::{Asked, Expansion, halves};
 
 /// Numbers of a chunk of rows and of its logits, on a CPU. Measured with one thread, 465,000 rows of 55 features and 256
 /// vectors: a score takes 0.27 s with 2¹⁶ to 2²⁰, and 0.40 s with 2²², which the second-level cache no longer holds.
@@ -36,6 +36,25 @@ impl Rows {
     /// The rows `indices` `[n]`, in their order.
     pub(super) fn select(&self, indices: &Tensor) -> Self {
         Rows { z: self.z.index_select(0, indices), features: self.features }
+    }
+
+    /// A copy of `length` rows from `start` on. Its address does not depend on what lies around it: a product of
+    /// matrices may round by the alignment of its terms.
+    pub(super) fn range(&self, start: i64, length: i64) -> Self {
+        Rows { z: self.z.narrow(0, start, length).copy(), features: self.features }
+    }
+
+    /// What the log-likelihood of these rows answers to queries; see [`Asked`].
+    pub(super) fn answer(&self, asked: Asked, queries: &Tensor) -> Tensor {
+        match asked {
+            Asked::Value => self.log_likelihood(queries).unsqueeze(1),
+            Asked::Score => self.score(queries),
+            Asked::ValueAndScore => self.log_likelihood_and_score(queries),
+            Asked::Product => {
+                let (p, v) = halves(queries);
+                self.product(&p, &v)
+            }
+        }
     }
 
     /// The same rows with parameters that count from `origin` `[d]` (f64), measured from zero.
@@ -71,7 +90,7 @@ impl Rows {
     }
 
     /// Σ −log(1 + exp(z·p)) for each of the parameters `p` `[B, d]`, in f64 `[B]`; autograd follows it.
-    pub(super) fn log_likelihood(&self, p: &Tensor) -> Tensor {
+    fn log_likelihood(&self, p: &Tensor) -> Tensor {
         let against = -self.columns(p);
         let mut total = self.zeros(&[p.size()[0]]);
         for (start, length) in self.chunks(p.size()[0]) {
@@ -81,7 +100,7 @@ impl Rows {
     }
 
     /// Gradient of the [`log_likelihood`](Self::log_likelihood), −Σ sigmoid(z·p) z, in f64 `[B, d]`.
-    pub(super) fn score(&self, p: &Tensor) -> Tensor {
+    fn score(&self, p: &Tensor) -> Tensor {
         let columns = self.columns(p);
         let mut total = self.zeros(&p.size());
         for (start, length) in self.chunks(p.size()[0]) {
@@ -92,7 +111,7 @@ impl Rows {
     }
 
     /// Log-likelihood and score of one pass, `[B, 1 + d]`.
-    pub(super) fn log_likelihood_and_score(&self, p: &Tensor) -> Tensor {
+    fn log_likelihood_and_score(&self, p: &Tensor) -> Tensor {
         let columns = self.columns(p);
         let (mut value, mut score) = (self.zeros(&[p.size()[0]]), self.zeros(&p.size()));
         for (start, length) in self.chunks(p.size()[0]) {
@@ -106,7 +125,7 @@ impl Rows {
 
     /// Products of the Hessian of the log-likelihood at `p` with `v`, both `[B, d]`:
     /// −Σ sigmoid'(z·p) (z·v) z, in f64.
-    pub(super) fn product(&self, p: &Tensor, v: &Tensor) -> Tensor {
+    fn product(&self, p: &Tensor, v: &Tensor) -> Tensor {
         let (columns, along) = (self.columns(p), v.to_kind(self.z.kind()).transpose(0, 1));
         let mut total = self.zeros(&p.size());
         for (start, length) in self.chunks(p.size()[0]) {
