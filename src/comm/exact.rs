@@ -13,6 +13,7 @@
 
 use tch::{Device, Kind, Tensor};
 
+use super::memory::{elements, elements_mut};
 use super::{Collective, CommError};
 
 /// Bits that the sum of all terms may take; the sign and one bit to spare are left.
@@ -45,7 +46,7 @@ pub fn sum_exactly(
         return Err(CommError::Backend { backend: "exact sum", message });
     }
     let Some(device) = first.first().map(Tensor::device) else { return Ok(Vec::new()) };
-    let terms = if device == Device::Cpu { Terms::on_host(parts) } else { Terms::OnDevice(parts) };
+    let terms = Terms::new(parts, device);
 
     // The largest exponent of each tensor among all parts.
     let mut exponents = Tensor::from_slice(&terms.exponents()).to_device(device);
@@ -58,124 +59,127 @@ pub fn sum_exactly(
     let mut multiples = terms.multiples(&shifts);
     collective.all_reduce_sum(&mut multiples)?;
 
-    let sizes: Vec<i64> = first.iter().map(|t| t.numel() as i64).collect();
-    let sums =
-        multiples.split_with_sizes(&sizes, 0).into_iter().zip(first).zip(shifts.iter().zip(&exponents));
-    Ok(sums
-        .map(|((multiples, like), (shift, exponent))| {
-            let unit = if *exponent == NOT_FINITE { f64::NAN } else { power_of_two(-shift) };
-            (multiples.to_kind(Kind::Double) * unit).to_kind(like.kind()).view_as(like)
-        })
-        .collect())
+    let unit = |(shift, exponent): (&i64, &i64)| match *exponent {
+        NOT_FINITE => f64::NAN,
+        _ => power_of_two(-shift),
+    };
+    Ok(terms.sums(&multiples, shifts.iter().zip(&exponents).map(unit)))
 }
 
-/// The terms of this rank: on a CPU as plain numbers, which one pass each turns into what is wanted.
-enum Terms<'a> {
-    OnHost(Vec<Vec<Numbers>>),
-    OnDevice(&'a [Vec<Tensor>]),
+/// The terms of this rank, each tensor flat and contiguous. On a CPU one pass over plain memory does what takes
+/// several operations on tensors.
+struct Terms {
+    parts: Vec<Vec<Tensor>>,
+    shapes: Vec<Vec<i64>>,
+    is_on_host: bool,
 }
 
-enum Numbers {
-    Single(Vec<f32>),
-    Double(Vec<f64>),
-}
-
-impl Terms<'_> {
-    fn on_host(parts: &[Vec<Tensor>]) -> Self {
-        let numbers = |t: &Tensor| {
-            let t = t.detach().reshape([-1]);
-            match t.kind() {
-                Kind::Float => Numbers::Single(Vec::try_from(&t).expect("a vector of f32")),
-                _ => Numbers::Double(Vec::try_from(&t).expect("a vector of f64")),
-            }
-        };
-        Terms::OnHost(parts.iter().map(|part| part.iter().map(numbers).collect()).collect())
+impl Terms {
+    fn new(parts: &[Vec<Tensor>], device: Device) -> Self {
+        let flat = |t: &Tensor| t.detach().contiguous().view([-1]);
+        Terms {
+            parts: parts.iter().map(|part| part.iter().map(flat).collect()).collect(),
+            shapes: parts[0].iter().map(Tensor::size).collect(),
+            is_on_host: device == Device::Cpu,
+        }
     }
 
     /// For each tensor the least e with |term| < 2^e for all its terms in all parts.
     fn exponents(&self) -> Vec<i64> {
-        let largest = |of_parts: &mut dyn Iterator<Item = Vec<i64>>| {
-            of_parts
-                .reduce(|a, b| a.into_iter().zip(b).map(|(a, b)| a.max(b)).collect())
-                .expect("at least one part")
-        };
-        match self {
-            Terms::OnHost(parts) => {
-                largest(&mut parts.iter().map(|part| part.iter().map(Numbers::exponent).collect()))
+        let of_parts = self.parts.iter().map(|part| {
+            if self.is_on_host {
+                return part.iter().map(|t| exponent(largest(t))).collect();
             }
-            Terms::OnDevice(parts) => largest(&mut parts.iter().map(|part| {
-                let most = |t: &Tensor| t.detach().abs().max().to_kind(Kind::Double).reshape([1]);
-                let most = Tensor::cat(&part.iter().map(most).collect::<Vec<_>>(), 0);
-                let most: Vec<f64> = Vec::try_from(most.to_device(Device::Cpu)).expect("a vector of f64");
-                most.into_iter().map(exponent).collect()
-            })),
-        }
+            let most = |t: &Tensor| t.abs().max().to_kind(Kind::Double).reshape([1]);
+            let most = Tensor::cat(&part.iter().map(most).collect::<Vec<_>>(), 0).to_device(Device::Cpu);
+            elements::<f64>(&most).iter().map(|most| exponent(*most)).collect::<Vec<_>>()
+        });
+        of_parts
+            .reduce(|a, b| a.into_iter().zip(b).map(|(a, b)| a.max(b)).collect())
+            .expect("at least one part")
     }
 
     /// Σ over the parts of the whole part of term · 2^shift, all tensors one after the other, as i64.
     fn multiples(&self, shifts: &[i64]) -> Tensor {
-        let scales: Vec<f64> = shifts.iter().map(|shift| power_of_two(*shift)).collect();
-        match self {
-            Terms::OnHost(parts) => {
-                let sums: Vec<i64> = scales
-                    .iter()
-                    .enumerate()
-                    .flat_map(|(at, scale)| {
-                        let mut sums = vec![0; parts[0][at].len()];
-                        parts.iter().for_each(|part| part[at].add_multiples(*scale, &mut sums));
-                        sums
-                    })
-                    .collect();
-                Tensor::from_slice(&sums)
+        let scales = shifts.iter().map(|shift| power_of_two(*shift));
+        if self.is_on_host {
+            let mut sums = Tensor::zeros([self.length()], (Kind::Int64, Device::Cpu));
+            let mut rest = elements_mut::<i64>(&mut sums);
+            for (at, scale) in scales.enumerate() {
+                let (own, after) = rest.split_at_mut(self.parts[0][at].numel());
+                self.parts.iter().for_each(|part| add_multiples(&part[at], scale, own));
+                rest = after;
             }
-            Terms::OnDevice(parts) => {
-                let of_part = |part: &Vec<Tensor>| {
-                    let multiples = part.iter().zip(&scales).map(|(t, scale)| {
-                        // Not a number becomes 0: the sum is marked by its exponent.
-                        let scaled = (t.detach().reshape([-1]).to_kind(Kind::Double) * *scale)
-                            .nan_to_num(0.0, 0.0, 0.0);
-                        scaled.to_kind(Kind::Int64)
-                    });
-                    Tensor::cat(&multiples.collect::<Vec<_>>(), 0)
-                };
-                parts.iter().map(of_part).reduce(|sum, part| sum + part).expect("at least one part")
-            }
+            return sums;
+        }
+        let scales: Vec<f64> = scales.collect();
+        let of_part = |part: &Vec<Tensor>| {
+            let multiples = part.iter().zip(&scales).map(|(t, scale)| {
+                // Not a number becomes 0: the sum is marked by its exponent.
+                (t.to_kind(Kind::Double) * *scale).nan_to_num(0.0, 0.0, 0.0).to_kind(Kind::Int64)
+            });
+            Tensor::cat(&multiples.collect::<Vec<_>>(), 0)
+        };
+        self.parts.iter().map(of_part).reduce(|sum, part| sum + part).expect("at least one part")
+    }
+
+    /// The `multiples` of all tensors times the unit of each, in shape and kind of the terms.
+    fn sums(&self, multiples: &Tensor, units: impl Iterator<Item = f64>) -> Vec<Tensor> {
+        let mut start = 0;
+        self.parts[0]
+            .iter()
+            .zip(&self.shapes)
+            .zip(units)
+            .map(|((like, shape), unit)| {
+                let own = multiples.narrow(0, start, like.numel() as i64);
+                start += like.numel() as i64;
+                if !self.is_on_host {
+                    return (own.to_kind(Kind::Double) * unit).to_kind(like.kind()).view(shape.as_slice());
+                }
+                let mut sum = like.zeros_like();
+                let own = elements::<i64>(&own).iter().map(|multiple| *multiple as f64 * unit);
+                match like.kind() {
+                    Kind::Float => {
+                        elements_mut(&mut sum).iter_mut().zip(own).for_each(|(sum, own)| *sum = own as f32);
+                    }
+                    _ => elements_mut(&mut sum).iter_mut().zip(own).for_each(|(sum, own)| *sum = own),
+                }
+                sum.view(shape.as_slice())
+            })
+            .collect()
+    }
+
+    /// Numbers of a part.
+    fn length(&self) -> i64 {
+        self.parts[0].iter().map(|t| t.numel() as i64).sum()
+    }
+}
+
+/// The largest size of a number in a tensor, with infinity and what is not a number above all; 0 if it has none.
+fn largest(t: &Tensor) -> f64 {
+    // Without its sign a float's bits are in the order of its size.
+    match t.kind() {
+        Kind::Float => {
+            let most = elements::<f32>(t).iter().map(|value| value.abs().to_bits()).max();
+            f64::from(f32::from_bits(most.unwrap_or(0)))
+        }
+        _ => {
+            let most = elements::<f64>(t).iter().map(|value| value.abs().to_bits()).max();
+            f64::from_bits(most.unwrap_or(0))
         }
     }
 }
 
-impl Numbers {
-    fn len(&self) -> usize {
-        match self {
-            Numbers::Single(values) => values.len(),
-            Numbers::Double(values) => values.len(),
+/// Adds the whole part of `scale` times each number of `t` to `sums`.
+fn add_multiples(t: &Tensor, scale: f64, sums: &mut [i64]) {
+    // A product with a power of two is exact, and so is the cast, but for what lies below the unit. Only an
+    // infinite term can wrap, and then the sum is not used.
+    let add = |sum: &mut i64, value: f64| *sum = sum.wrapping_add((value * scale) as i64);
+    match t.kind() {
+        Kind::Float => {
+            sums.iter_mut().zip(elements::<f32>(t)).for_each(|(sum, value)| add(sum, f64::from(*value)));
         }
-    }
-
-    fn exponent(&self) -> i64 {
-        // Without its sign a float's bits are in the order of its size, and those of what is not finite are above all.
-        exponent(match self {
-            Numbers::Single(values) => {
-                let most = values.iter().map(|value| value.abs().to_bits()).max();
-                f64::from(f32::from_bits(most.unwrap_or(0)))
-            }
-            Numbers::Double(values) => {
-                let most = values.iter().map(|value| value.abs().to_bits()).max();
-                f64::from_bits(most.unwrap_or(0))
-            }
-        })
-    }
-
-    fn add_multiples(&self, scale: f64, sums: &mut [i64]) {
-        // A product with a power of two is exact, and so is the cast, but for what lies below the unit. Only an
-        // infinite term can wrap, and then the sum is not used.
-        let add = |sum: &mut i64, value: f64| *sum = sum.wrapping_add((value * scale) as i64);
-        match self {
-            Numbers::Single(values) => {
-                sums.iter_mut().zip(values).for_each(|(sum, value)| add(sum, f64::from(*value)));
-            }
-            Numbers::Double(values) => sums.iter_mut().zip(values).for_each(|(sum, value)| add(sum, *value)),
-        }
+        _ => sums.iter_mut().zip(elements::<f64>(t)).for_each(|(sum, value)| add(sum, *value)),
     }
 }
 

@@ -25,6 +25,7 @@ mod control;
 pub(crate) mod device;
 mod exact;
 pub(crate) mod launch;
+mod memory;
 mod mpi;
 pub(crate) mod nccl;
 mod solo;

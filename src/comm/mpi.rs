@@ -11,6 +11,7 @@ use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Equivalence, Root};
 use tch::{Device, Kind, Tensor};
 
+use super::memory::elements_mut;
 use super::watch::{Call, Watch, What};
 use super::{Collective, CommError, check_buffer, check_root};
 
@@ -55,7 +56,7 @@ impl Mpi {
         let mut piece = self.piece.borrow_mut();
         piece.resize(PIECE_BYTES / size_of::<u64>(), 0);
         let piece: &mut [T] = bytemuck::cast_slice_mut(&mut piece);
-        for reduced in elements::<T>(buffer).chunks_mut(piece.len()) {
+        for reduced in elements_mut::<T>(buffer).chunks_mut(piece.len()) {
             let own = &mut piece[..reduced.len()];
             own.copy_from_slice(reduced);
             self.world.all_reduce_into(own, reduced, operation);
@@ -63,12 +64,12 @@ impl Mpi {
     }
 
     fn gather<T: Element>(&self, own: &mut Tensor, all: &mut Tensor) {
-        self.world.all_gather_into(elements::<T>(own), elements::<T>(all));
+        self.world.all_gather_into(elements_mut::<T>(own), elements_mut::<T>(all));
     }
 
     fn send_from<T: Element>(&self, root: usize, buffer: &mut Tensor) {
         let root = self.world.process_at_rank(root as i32);
-        for piece in elements::<T>(buffer).chunks_mut(PIECE_ELEMENTS) {
+        for piece in elements_mut::<T>(buffer).chunks_mut(PIECE_ELEMENTS) {
             root.broadcast_into(piece);
         }
     }
@@ -130,18 +131,3 @@ trait Element: tch::kind::Element + Equivalence + Pod {}
 impl Element for f32 {}
 impl Element for f64 {}
 impl Element for i64 {}
-
-/// The memory of a tensor that `check_buffer` has passed, in place: gradients are megabytes, and
-/// tch's safe way would copy them out and back in around every call.
-fn elements<T: Element>(buffer: &mut Tensor) -> &mut [T] {
-    assert_eq!(buffer.kind(), T::KIND, "element type does not match the tensor");
-    assert!(buffer.device() == Device::Cpu && buffer.is_contiguous(), "buffer was not checked");
-    if buffer.numel() == 0 {
-        return &mut []; // libtorch may give an empty tensor a null pointer
-    }
-    // SAFETY: a contiguous CPU tensor of this kind owns `numel` elements of `T` from `data_ptr` on,
-    // all of them initialised (receive buffers are made of zeros). The slice borrows the tensor, which
-    // keeps the storage alive; other tensors over the same storage are not touched meanwhile,
-    // because this rank's only thread of tensor work is the one inside the collective.
-    unsafe { std::slice::from_raw_parts_mut(buffer.data_ptr().cast::<T>(), buffer.numel()) }
-}
