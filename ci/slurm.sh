@@ -84,6 +84,7 @@ start_cluster() {
     host=$(hostname -s)
     node=$(slurmd -C | sed -n 's/^NodeName=[^ ]* //p')    # cores and memory as slurmd finds them
     mkdir "$work/state" "$work/spool"
+    : >"$work/plugstack.conf"    # none of the machine's plugins
     dd if=/dev/urandom of="$work/munge.key" bs=128 count=1 status=none
     chmod 600 "$work/munge.key"
     # No cgroups, for containers. cred_expire: a requeued job may start after 5 s; two minutes are the default.
@@ -101,7 +102,7 @@ SlurmctldPidFile=$work/slurmctld.pid
 SlurmdPidFile=$work/slurmd.pid
 SlurmctldLogFile=$work/slurmctld.log
 SlurmdLogFile=$work/slurmd.log
-PlugStackConfig=/dev/null
+PlugStackConfig=$work/plugstack.conf
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
@@ -153,8 +154,9 @@ completed() {
     state=$(field JobState)
     case $state in
         COMPLETED) return 0 ;;
-        PENDING | CONFIGURING | RUNNING | COMPLETING | REQUEUED) return 1 ;;
-        *) fail "wanted the job to complete; found $state, exit code $(field ExitCode)" ;;
+        FAILED | TIMEOUT | CANCELLED | NODE_FAIL | OUT_OF_MEMORY | BOOT_FAIL | DEADLINE)
+            fail "wanted the job to complete; found $state, exit code $(field ExitCode)" ;;
+        *) return 1 ;;    # pending, running, or on the way from one to the other
     esac
 }
 
