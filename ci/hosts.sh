@@ -195,6 +195,6 @@ done
 settings+=(compute.stall_seconds=5)
 train stalled
 cut_off stalled 90
-said "rank 0.*${hosts[0]}"
+said "rank 1 on ${hosts[1]} .*collective"
 
 step "all passed in $SECONDS s"
