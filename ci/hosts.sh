@@ -97,7 +97,7 @@ on_hosts() {
     shift
     printf '%s slots=1\n' "${hosts[@]:0:count}" >"$work/hostfile"
     MPIRUN_OPTIONS="--hostfile $work/hostfile --mca plm_rsh_agent $work/agent --mca pml ob1 --mca btl self,vader,tcp" \
-        timeout --kill-after=5 "$limit" "$work/enter" "${hosts[0]}" launch/mpirun.sh "$count" "$@"
+        timeout --foreground --kill-after=5 "$limit" "$work/enter" "${hosts[0]}" launch/mpirun.sh "$count" "$@"
 }
 
 # train RUN [OPTIONS]: the arguments of dft, into the array `arguments`.
