@@ -38,6 +38,11 @@ fi
 # More ranks than cores, as tests have; the second is for Open MPI 5. Other MPIs ignore all of these.
 export OMPI_MCA_rmaps_base_oversubscribe=1
 export PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+# A host that is cut off: mpirun notices after 20 + 3 * 5 s, instead of 300 + 9 * 20, and ends the job. Keep this below
+# compute.stall_seconds: once a rank has aborted the job, mpirun waits for the host that it cannot reach.
+export OMPI_MCA_oob_tcp_keepalive_time="${OMPI_MCA_oob_tcp_keepalive_time:-20}"
+export OMPI_MCA_oob_tcp_keepalive_intvl="${OMPI_MCA_oob_tcp_keepalive_intvl:-5}"
+export OMPI_MCA_oob_tcp_keepalive_probes="${OMPI_MCA_oob_tcp_keepalive_probes:-3}"
 # Convolutions on NVIDIA GPUs in full float32, as on a CPU; 1 in its place trades digits for speed.
 export NVIDIA_TF32_OVERRIDE="${NVIDIA_TF32_OVERRIDE:-0}"
 if [ "$(id -u)" = 0 ]; then
