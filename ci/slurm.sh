@@ -186,12 +186,12 @@ step "Slurm: $(slurmd -V), one node"
 start_cluster
 sinfo --Node --long
 
-arguments=(train configs/quick.toml --set train.iterations=300 --set evaluate.every=300 --set compute.threads=1)
+arguments=(train configs/quick.toml --set train.iterations=300 --set evaluate.every=300 --set compute.reduction=exact --set compute.shards=8)
 launch/mpirun.sh 2 "${arguments[@]}" --run "$work/speed" >"$log" 2>&1 || fail "the run without Slurm failed"
 speed=$(sed -n 's/.*"iterations_per_second": \([0-9]*\).*/\1/p' "$work/speed/summary.json")
 iterations=$((speed * seconds + 200))
 arguments=(train configs/quick.toml --set "train.iterations=$iterations" --set "evaluate.every=$iterations"
-    --set checkpoint.every=100 --set compute.threads=1)
+    --set checkpoint.every=100 --set compute.reduction=exact --set compute.shards=8)
 
 step "$iterations iterations on 2 ranks without Slurm, and to completion with it: equal bits"
 launch/mpirun.sh 2 "${arguments[@]}" --run "$work/whole" >"$log" 2>&1 || fail "the run without Slurm failed"

@@ -37,7 +37,9 @@ const SAME_SIGNAL: Duration = Duration::from_secs(5);
 
 /// Runs the command on this rank.
 pub fn run(arguments: &Train) -> Result<(), Exit> {
-    // Prepare: everything that can be wrong is found here, before any work.
+    // Prepare: everything that can be wrong is found here, before any work. A signal from now on stops at the first
+    // iteration.
+    let watched = watch_signals();
     let file = load::<TrainFile>(&arguments.config, &arguments.set);
     let (session, mut file) = Session::start(file, |file| &file.compute)?;
     file.run.directory = arguments.run.clone().or(file.run.directory);
@@ -45,6 +47,7 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
         return rehearse::run(&session, file, ranks as usize);
     }
     let world = &session.world;
+    let stop = session.prepare(watched)?;
     let plan = session.prepare(file.check(world.size))?;
     let networks = session.prepare(Networks::build(&plan, world))?;
     let inputs =
@@ -74,7 +77,6 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
             ))
         })?;
     }
-    let stop = session.prepare(watch_signals())?;
     let record = session.prepare_on_root(|| start_record(&path, world, &plan, &state))?;
     if world.is_root() {
         print_plan(&plan, world, &networks, &state, &path);
@@ -227,7 +229,7 @@ fn print_plan(plan: &Plan, world: &World, networks: &Networks, state: &State, pa
         )
         .to_lowercase(),
     );
-    if state.iteration > 0 {
+    if state.score_updates > 0 {
         row("resumed at", format!("iteration {}", state.iteration));
     }
     println!("{table}");

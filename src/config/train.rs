@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::load::ConfigError;
 use super::method::{FieldKind, MethodSection, Schedule, Variance};
 use super::network::{SamplerSection, ScoreBase, ScoreKind, ScoreSection, TargetSection};
-use super::run::{ComputeSection, RunSection, require};
+use super::run::{ComputeSection, Reduction, RunSection, require};
 
 /// What a user writes for `dft train`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -357,12 +357,13 @@ impl TrainFile {
     fn check_regression(&self, world_size: usize) -> Result<(), ConfigError> {
         let TargetSection::Logistic(section) = &self.target else { return Ok(()) };
         let is_fisher = self.method.kinds().any(|kind| kind == FieldKind::Fisher);
+        let is_exact = self.compute.reduction == Reduction::Exact;
         require(&[
             (
-                !is_fisher || (world_size == 1 && section.batch.is_none()),
+                !is_fisher || (world_size == 1 && section.batch.is_none() && !is_exact),
                 "method.kind",
                 &"fisher",
-                "\"dft\" for this target: the divergence wants all rows on one rank, and no mini-batches",
+                "\"dft\" for this target: the divergence wants all rows on one rank in one sum, and no mini-batches",
             ),
             (
                 self.method.smoothing == 0 || section.batch.is_none(),

@@ -37,6 +37,7 @@ use job::Job;
 
 /// Runs the command on this rank.
 pub fn run(arguments: &Compare) -> Result<(), Exit> {
+    let watched = watch_signals();
     let file = load::<CompareFile>(&arguments.config, &arguments.set);
     let (session, mut file) = Session::start_apart(file, |file| &file.compute)?;
     file.run.directory = arguments.run.clone().or(file.run.directory);
@@ -44,7 +45,7 @@ pub fn run(arguments: &Compare) -> Result<(), Exit> {
     let plan = session.prepare(file.check())?;
     let targets = session.prepare(bench::load_targets(&plan, world.device))?;
     session.prepare(bench::try_networks(&plan, world))?;
-    let stop = session.prepare(watch_signals())?;
+    let stop = session.prepare(watched)?;
     let directory = plan.file.directory();
     // Held to the end: no second comparison in the same directory.
     let _lock = session.prepare_on_root(|| open(&directory, &plan))?;
