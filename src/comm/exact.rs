@@ -20,6 +20,8 @@ use super::{Collective, CommError};
 const BITS: i64 = 62;
 /// Exponents below this are taken for it, so that every scale is a normal f64.
 const LEAST: i64 = -900;
+/// Sums that are added to part by part while they are in the fastest cache.
+const BLOCK: usize = 2048;
 /// Stands for a term that is no finite number: above the exponent of every number.
 const NOT_FINITE: i64 = 4096;
 
@@ -56,7 +58,9 @@ pub fn sum_exactly(
     // Multiples of each tensor's unit, summed.
     let bits = BITS - i64::from(count.next_power_of_two().trailing_zeros());
     let shifts: Vec<i64> = exponents.iter().map(|exponent| bits - exponent.clamp(&LEAST, &1024)).collect();
-    let mut multiples = terms.multiples(&shifts);
+    let scales = shifts.iter().zip(&exponents);
+    let scales = scales.map(|(shift, exponent)| (*exponent != NOT_FINITE).then(|| power_of_two(*shift)));
+    let mut multiples = terms.multiples(&scales.collect::<Vec<_>>());
     collective.all_reduce_sum(&mut multiples)?;
 
     let unit = |(shift, exponent): (&i64, &i64)| match *exponent {
@@ -99,24 +103,28 @@ impl Terms {
             .expect("at least one part")
     }
 
-    /// Σ over the parts of the whole part of term · 2^shift, all tensors one after the other, as i64.
-    fn multiples(&self, shifts: &[i64]) -> Tensor {
-        let scales = shifts.iter().map(|shift| power_of_two(*shift));
+    /// Σ over the parts of the whole part of term · scale, all tensors one after the other, as i64; 0 where there is no
+    /// scale.
+    fn multiples(&self, scales: &[Option<f64>]) -> Tensor {
         if self.is_on_host {
             let mut sums = Tensor::zeros([self.length()], (Kind::Int64, Device::Cpu));
             let mut rest = elements_mut::<i64>(&mut sums);
-            for (at, scale) in scales.enumerate() {
+            for (at, scale) in scales.iter().enumerate() {
                 let (own, after) = rest.split_at_mut(self.parts[0][at].numel());
-                self.parts.iter().for_each(|part| add_multiples(&part[at], scale, own));
+                for (block, sums) in own.chunks_mut(BLOCK).enumerate() {
+                    let Some(scale) = scale else { break };
+                    for part in &self.parts {
+                        add_multiples(&part[at], block * BLOCK, *scale, sums);
+                    }
+                }
                 rest = after;
             }
             return sums;
         }
-        let scales: Vec<f64> = scales.collect();
         let of_part = |part: &Vec<Tensor>| {
-            let multiples = part.iter().zip(&scales).map(|(t, scale)| {
-                // Not a number becomes 0: the sum is marked by its exponent.
-                (t.to_kind(Kind::Double) * *scale).nan_to_num(0.0, 0.0, 0.0).to_kind(Kind::Int64)
+            let multiples = part.iter().zip(scales).map(|(t, scale)| match scale {
+                Some(scale) => (t.to_kind(Kind::Double) * *scale).to_kind(Kind::Int64),
+                None => t.zeros_like().to_kind(Kind::Int64),
             });
             Tensor::cat(&multiples.collect::<Vec<_>>(), 0)
         };
@@ -157,29 +165,31 @@ impl Terms {
 
 /// The largest size of a number in a tensor, with infinity and what is not a number above all; 0 if it has none.
 fn largest(t: &Tensor) -> f64 {
-    // Without its sign a float's bits are in the order of its size.
+    // Without its sign a float's bits are in the order of its size, as signed integers too: of those a baseline processor
+    // compares several at once.
     match t.kind() {
         Kind::Float => {
-            let most = elements::<f32>(t).iter().map(|value| value.abs().to_bits()).max();
-            f64::from(f32::from_bits(most.unwrap_or(0)))
+            let bits = elements::<f32>(t).iter().map(|value| value.abs().to_bits() as i32);
+            f64::from(f32::from_bits(bits.fold(0, i32::max) as u32))
         }
         _ => {
-            let most = elements::<f64>(t).iter().map(|value| value.abs().to_bits()).max();
-            f64::from_bits(most.unwrap_or(0))
+            let bits = elements::<f64>(t).iter().map(|value| value.abs().to_bits() as i64);
+            f64::from_bits(bits.fold(0, i64::max) as u64)
         }
     }
 }
 
-/// Adds the whole part of `scale` times each number of `t` to `sums`.
-fn add_multiples(t: &Tensor, scale: f64, sums: &mut [i64]) {
-    // A product with a power of two is exact, and so is the cast, but for what lies below the unit. Only an
-    // infinite term can wrap, and then the sum is not used.
-    let add = |sum: &mut i64, value: f64| *sum = sum.wrapping_add((value * scale) as i64);
+/// Adds the whole part of `scale` times the numbers of `t` from number `first` on to `sums`. All numbers are finite, and with
+/// the scale below 2^62.
+fn add_multiples(t: &Tensor, first: usize, scale: f64, sums: &mut [i64]) {
+    // A product with a power of two is exact, and so is the cast, but for what lies below the unit.
+    let add = |sum: &mut i64, value: f64| *sum += (value * scale) as i64;
     match t.kind() {
         Kind::Float => {
-            sums.iter_mut().zip(elements::<f32>(t)).for_each(|(sum, value)| add(sum, f64::from(*value)));
+            let values = elements::<f32>(t)[first..].iter();
+            sums.iter_mut().zip(values).for_each(|(sum, value)| add(sum, f64::from(*value)));
         }
-        _ => sums.iter_mut().zip(elements::<f64>(t)).for_each(|(sum, value)| add(sum, *value)),
+        _ => sums.iter_mut().zip(&elements::<f64>(t)[first..]).for_each(|(sum, value)| add(sum, *value)),
     }
 }
 
