@@ -25,16 +25,49 @@ step "one rank on CUDA: the table names the GPU"
 "$dft" doctor --device cuda | tee "$runs/doctor.txt"
 grep -q 'cuda:0' "$runs/doctor.txt" || fail "a rank on cuda:0" "the table above" "see its device column"
 
-# Two ranks on one GPU: each gives NCCL a host name of its own, or NCCL below 2.30 refuses ("Duplicate GPU detected").
+# Several ranks on one GPU: each gives NCCL a host name of its own, or NCCL below 2.30 refuses ("Duplicate GPU detected").
 # Correct on any machine, meaningless for speed.
-step "two ranks on CUDA"
 # shellcheck disable=SC2016 # expanded by the shell of each rank
 as_host='export NCCL_HOSTID=check-${OMPI_COMM_WORLD_RANK:-${PMI_RANK:-0}}; exec "$0" "$@"'
-NCCL_MULTI_RANK_GPU_ENABLE=1 "$(dirname "$(command -v "$MPICC")")/mpirun" -n 2 sh -c "$as_host" \
-    "$dft" doctor --device cuda --share-gpus
+ranks() {   # ranks N ARGUMENTS-OF-DFT...
+    local count=$1
+    shift
+    NCCL_MULTI_RANK_GPU_ENABLE=1 OMPI_MCA_rmaps_base_oversubscribe=1 "$(dirname "$(command -v "$MPICC")")/mpirun" \
+        -n "$count" --bind-to none sh -c "$as_host" "$dft" "$@"
+}
+step "two ranks on CUDA"
+ranks 2 doctor --device cuda --share-gpus
 
 step "two ranks over NCCL: collectives, a panic, and losses equal to those of two CPU ranks"
 cargo test --release --locked --test comm_cuda -- --ignored --nocapture --test-threads=1 on_cuda
+
+exact=(configs/quick.toml --set compute.device=cuda --set compute.share_gpus=true --set compute.reduction=exact
+    --set train.cosine_from=1.0)
+sha256_of() { sed -n 's/.*"parameters_sha256": "\([0-9a-f]*\)".*/\1/p' "$runs/$1/summary.json"; }
+step "exact sums over NCCL: one hash on 1, 2 and 4 ranks, and from 2 by way of 4 to 1"
+for count in 1 2 4; do
+    ranks "$count" train "${exact[@]}" --run "$runs/exact-$count" --set train.iterations=300 >"$runs/exact-$count.log"
+done
+ranks 2 train "${exact[@]}" --run "$runs/exact-elastic" --set train.iterations=100 >"$runs/exact-elastic.log"
+ranks 4 train "${exact[@]}" --run "$runs/exact-elastic" --set train.iterations=200 --resume >>"$runs/exact-elastic.log"
+ranks 1 train "${exact[@]}" --run "$runs/exact-elastic" --set train.iterations=300 --resume >>"$runs/exact-elastic.log"
+for run in exact-1 exact-2 exact-4 exact-elastic; do
+    printf '%-14s %s\n' "$run" "$(sha256_of "$run")"
+    [[ $(sha256_of "$run") == "$(sha256_of exact-1)" ]] || fail "one hash" "another for $run" "see docs/reproducibility.md"
+done
+
+step "a killed rank ends the job over NCCL"
+ranks 2 train "${exact[@]}" --run "$runs/killed" --set train.iterations=100000 >"$runs/killed.log" 2>&1 &
+job=$!
+until compgen -G "$runs/killed/checkpoints/*.safetensors" >/dev/null; do
+    kill -0 "$job" 2>/dev/null || fail "a job that trains" "its end: $(tail -n 3 "$runs/killed.log")" "see $runs/killed.log"
+    sleep 0.2
+done
+pkill -KILL -n -f -- "--run $runs/killed" || fail "a rank to kill" "none" "see $runs/killed.log"
+killed_at=$SECONDS
+wait "$job" && fail "a failure after SIGKILL of a rank" "exit code 0" "see $runs/killed.log"
+((SECONDS - killed_at < 60)) || fail "the end within 60 s" "$((SECONDS - killed_at)) s" "see $runs/killed.log"
+printf 'ended after %d s\n' $((SECONDS - killed_at))
 
 step "MNIST on one GPU: $iterations iterations"
 "$dft" data mnist
