@@ -183,10 +183,10 @@ class Drill:
                 self.violation(run, f"exit code {ended.code} without a signal", ended)
                 break
             # Known: Open MPI's mpirun returns 1 when it gets SIGTERM itself. 128 + n: ended by signal n before it was
-            # Known: Open MPI's mpirun returns 1 when it gets SIGTERM itself. 128 + n: ended by signal n before it was
             # watched for, or for good; negative: mpirun itself was, by SIGPIPE (13) if it talks to a rank that just died.
             by_signal = [128 + number for number in (9, 10, 15)] + [-number for number in (9, 10, 13, 15)]
-            if ended.code not in [1, STOPPED, *by_signal] or "panicked" in ended.output:
+            known = [STOPPED, *by_signal] + [1] * ended.done.startswith(("SIGTERM on mpirun", "SIGKILL"))
+            if ended.code not in known or "panicked" in ended.output:
                 self.violation(run, f"exit code {ended.code} after {ended.done}", ended)
                 break
         self.check(run, wanted)

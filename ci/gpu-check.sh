@@ -56,6 +56,16 @@ for run in exact-1 exact-2 exact-4 exact-elastic; do
     [[ $(sha256_of "$run") == "$(sha256_of exact-1)" ]] || fail "one hash" "another for $run" "see docs/reproducibility.md"
 done
 
+step "the same for convolutions"
+convolutions=(configs/mnist.toml --set compute.device=cuda --set compute.share_gpus=true --set compute.reduction=exact
+    --set train.iterations=20 --set train.warmup_updates=5 --set evaluate.samples=200)
+"$dft" data mnist
+for count in 1 2; do
+    ranks "$count" train "${convolutions[@]}" --run "$runs/mnist-$count" >"$runs/mnist-$count.log"
+    printf 'mnist-%s        %s\n' "$count" "$(sha256_of "mnist-$count")"
+done
+[[ $(sha256_of mnist-1) == "$(sha256_of mnist-2)" ]] || echo "they differ: cuDNN's kernels, see docs/reproducibility.md"
+
 step "a killed rank ends the job over NCCL"
 ranks 2 train "${exact[@]}" --run "$runs/killed" --set train.iterations=100000 >"$runs/killed.log" 2>&1 &
 job=$!
@@ -70,7 +80,6 @@ wait "$job" && fail "a failure after SIGKILL of a rank" "exit code 0" "see $runs
 printf 'ended after %d s\n' $((SECONDS - killed_at))
 
 step "MNIST on one GPU: $iterations iterations"
-"$dft" data mnist
 "$dft" train configs/mnist.toml --run "$runs/mnist" --set compute.device=cuda --set "train.iterations=$iterations"
 grep -E '"(device|iterations|seconds|iterations_per_second|target_evaluations)"' "$runs/mnist/summary.json"
 

@@ -78,12 +78,12 @@ impl Drill {
         run_within(self.job(ranks, &self.run(), arguments), LIMIT)
     }
 
-    /// Waits for a file of a job that is running.
-    fn await_file(&self, job: &mut Running, file: &Path) {
+    /// Waits until a job that is running has a checkpoint of this iteration or a later one: the earlier do not stay.
+    fn await_checkpoint(&self, job: &mut Running, iteration: u64) {
         let started = Instant::now();
-        while !file.exists() {
-            assert!(started.elapsed() < LIMIT, "no {} within {LIMIT:?}", file.display());
-            assert!(job.is_running(), "the job ended without {}", file.display());
+        while !self.run().join("checkpoints").exists() || newest(&self.run()) < iteration {
+            assert!(started.elapsed() < LIMIT, "no checkpoint {iteration} within {LIMIT:?}");
+            assert!(job.is_running(), "the job ended without checkpoint {iteration}");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -125,7 +125,7 @@ fn newest(run: &Path) -> u64 {
     names
         .filter_map(|name| name.strip_prefix("iteration-")?.strip_suffix(".safetensors")?.parse().ok())
         .max()
-        .unwrap()
+        .unwrap_or(0)
 }
 
 fn cut_in_half(file: &Path) {
@@ -148,7 +148,7 @@ fn a_signal_to_one_rank_stops_all_at_one_iteration_with_a_checkpoint() {
     for (signal, rank, resume) in [("-TERM", 1, None), ("-USR1", 2, Some("--resume"))] {
         let arguments: Vec<&str> = endless.into_iter().chain(resume).collect();
         let mut job = drill.start(3, &arguments);
-        drill.await_file(&mut job, &drill.checkpoint(stopped_at / 20 * 20 + 20));
+        drill.await_checkpoint(&mut job, stopped_at / 20 * 20 + 20);
         let process = drill.rank(rank);
         kill(signal, &process);
         // Twice, as from a scheduler that signals every process and a launcher that hands on its own signal.
@@ -170,7 +170,7 @@ fn a_killed_rank_ends_the_job_and_resuming_gives_the_same_bits() {
     expect(&run_within(drill.job(3, &whole, &settings), LIMIT), 0, &[]);
 
     let mut job = drill.start(3, &settings);
-    drill.await_file(&mut job, &drill.checkpoint(20));
+    drill.await_checkpoint(&mut job, 20);
     kill("-KILL", &drill.rank(2));
     // What a shell gives for SIGKILL, 128 + 9; mpirun names the rank.
     expect(&job.end_within(SOON), 137, &["rank 2", "signal 9"]);
@@ -204,8 +204,9 @@ fn a_checkpoint_that_does_not_fit_ends_the_job_and_the_older_ones_serve() {
     // Checkpoints longer than the record, so that the limit falls between them.
     let wide = ["--set", "score.width=256", "--set", "train.iterations=1000000", "--resume"];
     let mut job = drill.start(2, &wide[..4]);
-    drill.await_file(&mut job, &drill.checkpoint(20));
-    let size = fs::metadata(drill.checkpoint(20)).unwrap().len();
+    drill.await_checkpoint(&mut job, 20);
+    // All have one size, and the newest is there for a while.
+    let size = fs::metadata(drill.checkpoint(newest(&drill.run()))).unwrap().len();
     limit_files(&drill.rank(0), size - 1);
     expect(
         &job.end_within(SOON),
@@ -229,9 +230,9 @@ fn a_record_that_does_not_fit_ends_the_job_and_no_row_is_lost() {
     let drill = Drill::new();
     let settings = ["--set", "evaluate.every=10", "--set", "train.iterations=1000000", "--resume"];
     let mut job = drill.start(2, &settings[..4]);
-    drill.await_file(&mut job, &drill.checkpoint(20));
+    drill.await_checkpoint(&mut job, 20);
     limit_files(&drill.rank(0), fs::metadata(drill.run().join("run.h5")).unwrap().len());
-    expect(&job.end_within(SOON), 1, &["rank 0 of 2", "writing", "run.h5", "File too large"]);
+    expect(&job.end_within(SOON), 1, &["rank 0 of 2", "run.h5", "File too large"]);
     let last = newest(&drill.run());
     let iterations = format!("train.iterations={}", last + 30);
     let resumed = drill.finish(2, &[&settings[..], &["--set", &iterations]].concat());
@@ -252,7 +253,7 @@ fn a_full_disk_ends_the_job_and_with_room_it_goes_on() {
     }
     let mount = Mount(drill.run());
     let mut job = drill.start(2, &["--set", "train.iterations=1000000"]);
-    drill.await_file(&mut job, &drill.checkpoint(20));
+    drill.await_checkpoint(&mut job, 20);
     let ballast = drill.run().join("ballast");
     assert!(fs::write(&ballast, vec![1; 4 << 20]).is_err(), "2 MiB are full with 4");
     expect(&job.end_within(SOON), 1, &["rank 0 of 2", "run.h5"]);
@@ -339,7 +340,7 @@ fn a_damaged_record_is_replaced_by_its_copy_and_without_one_begins_anew() {
     let drill = Drill::new();
     let record = drill.run().join("run.h5");
     let mut job = drill.start(1, &["--set", "train.iterations=1000000"]);
-    drill.await_file(&mut job, &drill.checkpoint(40));
+    drill.await_checkpoint(&mut job, 40);
     kill("-KILL", &job.id().to_string());
     while job.is_running() {
         std::thread::sleep(Duration::from_millis(5));
@@ -367,12 +368,12 @@ fn a_second_job_in_a_run_directory_is_refused_and_the_first_goes_on() {
     let drill = Drill::new();
     let endless = ["--set", "train.iterations=1000000", "--resume"];
     let mut first = drill.start(1, &endless[..2]);
-    drill.await_file(&mut first, &drill.checkpoint(20));
+    drill.await_checkpoint(&mut first, 20);
     let second = drill.finish(1, &endless);
     expect(&second, 2, &["another process works in", "run"]);
     assert!(second.elapsed < SOON, "{:?}", second.elapsed);
     let at = newest(&drill.run());
-    drill.await_file(&mut first, &drill.checkpoint(at + 60));
+    drill.await_checkpoint(&mut first, at + 60);
     kill("-TERM", &first.id().to_string());
     expect(&first.end_within(SOON), 75, &[]);
     expect_rows(&drill.run(), 1, newest(&drill.run()));

@@ -68,5 +68,6 @@ fn body_disturbed() {
             let _ = tch::no_grad(|| state.sampler.flat().get(7).g_add_scalar_(1e-3));
         }
     });
-    let Err(TrainError::Replicas { iteration: 10, rank: 2 }) = ended else { panic!("{ended:?}") };
+    let Err(TrainError::Replicas { iteration: 10, ranks }) = ended else { panic!("{ended:?}") };
+    assert_eq!(ranks, [2]);
 }

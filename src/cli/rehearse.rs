@@ -1,16 +1,18 @@
 //! `dft train --rehearse N`: what a job of N ranks would take, from one process.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use comfy_table::{Table, presets};
 use tch::{Device, Kind, Tensor};
+use tracing::error;
 
 use super::run_record::device_name;
-use super::session::{Exit, Session};
+use super::session::{DIVERGED, Exit, Session};
 use crate::comm::{CommError, World};
-use crate::config::{Plan, Reduction, TrainFile};
+use crate::config::{Plan, Reduction, Schedule, TrainFile, load};
 use crate::train::{Networks, Rehearsal, State, rehearse};
 
 /// Rounds of a timed all-reduce; the fastest counts, after one that only warms up.
@@ -49,7 +51,10 @@ impl Link {
 
 /// Rehearses the job of `ranks` ranks that `file` describes, on rank 0; under a launcher the ranks that are there measure
 /// their all-reduce.
-pub fn run(session: &Session, file: TrainFile, ranks: usize) -> Result<(), Exit> {
+pub fn run(config: &Path, settings: &[String], ranks: usize) -> Result<(), Exit> {
+    let file = load::<TrainFile>(config, settings);
+    // Rank 0 does the work of all, and the others wait for it.
+    let (session, file) = Session::start_apart(file, |file| &file.compute)?;
     let world = &session.world;
     // What does not fit many ranks is found here.
     let plan = session.prepare(file.check(ranks))?;
@@ -58,9 +63,19 @@ pub fn run(session: &Session, file: TrainFile, ranks: usize) -> Result<(), Exit>
     let mut rehearsed = None;
     if let Some(networks) = &prepared {
         let mut state = State::initial(&plan, networks, world.device);
-        let took = session.work(rehearse(&plan, &alone, networks, &mut state, ranks))?;
-        rehearsed = Some((took, state));
+        rehearsed = Some((rehearse(&plan, &alone, networks, &mut state, ranks), state));
     }
+    // What went wrong on rank 0 ends all.
+    let failed = rehearsed.as_ref().and_then(|(took, _)| took.as_ref().err());
+    let failed =
+        world.broadcast_string(world.is_root().then(|| failed.map_or(String::new(), ToString::to_string)));
+    if !failed.is_empty() {
+        if world.is_root() {
+            error!("{failed}");
+        }
+        return Err(Exit(DIVERGED));
+    }
+    let rehearsed = rehearsed.map(|(took, state)| (took.expect("no rank has failed"), state));
     let bytes = rehearsed.as_ref().map_or(0, |(took, _)| took.reductions.iter().copied().max().unwrap_or(0));
     // Rank 0 knows how much is sent.
     let bytes = world.broadcast_string(world.is_root().then(|| bytes.to_string()));
@@ -116,15 +131,14 @@ fn report(world: &World, plan: &Plan, took: &Rehearsal, state: &State, measured:
         ),
     );
     row("rehearsed on", format!("{}, {} threads", device_name(world), world.threads));
-    let buffers = 5 * state.sampler.count() + 4 * state.score.count();
+    let memory = Memory::of(plan, state, *ranks);
     row(
         "memory a rank",
-        format!("{} for weights, gradients, Adam and the average", size(buffers as usize * size_of::<f32>())),
+        format!("{} for weights, gradients, Adam, the average and sums", size(memory.lasting)),
     );
     if let (Device::Cpu, Some(peak)) = (world.device, peak_memory()) {
-        let parts = (shards - shards / ranks) * (state.sampler.count() + state.score.count()) as usize;
-        let others = if file.compute.reduction == Reduction::Exact { parts * size_of::<f32>() } else { 0 };
-        row("", format!("{} at most in all, by this process's peak", size(peak.saturating_sub(others))));
+        // Here the gradients of all ranks were held at once.
+        row("", format!("{} in all, by this process's peak", size(peak.saturating_sub(memory.others))));
     }
     let list = reductions.iter().map(|bytes| size(*bytes)).collect::<Vec<_>>().join(", ");
     row("all-reduces", format!("{} an iteration: {list}", reductions.len()));
@@ -161,6 +175,36 @@ fn report(world: &World, plan: &Plan, took: &Rehearsal, state: &State, measured:
         row("", "start it with mpirun on hosts of the job to measure their all-reduce".to_string());
     }
     table
+}
+
+/// Bytes of networks.
+struct Memory {
+    /// What a rank holds all the time, and while it adds up its gradients.
+    lasting: usize,
+    /// Gradients of other ranks that only a rehearsal holds.
+    others: usize,
+}
+
+impl Memory {
+    fn of(plan: &Plan, state: &State, ranks: usize) -> Self {
+        let (sampler, score) = (state.sampler.count() as usize, state.score.count() as usize);
+        // Weights, two moments and, of the sampler, the average.
+        let always = 4 * sampler + 3 * score;
+        // Gradients that are alive together.
+        let gradients = match plan.file.train.schedule {
+            Schedule::Alternating => sampler.max(score),
+            Schedule::Simultaneous => sampler + score,
+        };
+        let (pieces, sums) = match plan.file.compute.reduction {
+            Reduction::Fast => (1, 0),
+            Reduction::Exact => (plan.file.compute.shards / ranks, gradients * size_of::<i64>()),
+        };
+        let float = size_of::<f32>();
+        Memory {
+            lasting: (always + pieces * gradients) * float + sums,
+            others: (ranks - 1) * pieces * gradients * float,
+        }
+    }
 }
 
 /// Time in all-reduces, and of the whole iteration: one after the other, nothing overlaps.

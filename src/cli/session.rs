@@ -80,8 +80,9 @@ impl Session {
 
     /// Starts the world of a command that has no configuration.
     pub fn start_on(device: DeviceRequest) -> Result<Self, Exit> {
-        let world =
-            World::start(device, None, StartOptions::default()).map_err(|error| start_failed(&error))?;
+        // Rank 0 may do all the work, and the others wait for it at the end.
+        let options = StartOptions { work_apart: true, ..StartOptions::default() };
+        let world = World::start(device, None, options).map_err(|error| start_failed(&error))?;
         Ok(Session { world })
     }
 

@@ -37,15 +37,15 @@ const SAME_SIGNAL: Duration = Duration::from_secs(5);
 
 /// Runs the command on this rank.
 pub fn run(arguments: &Train) -> Result<(), Exit> {
+    if let Some(ranks) = arguments.rehearse {
+        return rehearse::run(&arguments.config, &arguments.set, ranks as usize);
+    }
     // Prepare: everything that can be wrong is found here, before any work. A signal from now on stops at the first
     // iteration.
     let watched = watch_signals();
     let file = load::<TrainFile>(&arguments.config, &arguments.set);
     let (session, mut file) = Session::start(file, |file| &file.compute)?;
     file.run.directory = arguments.run.clone().or(file.run.directory);
-    if let Some(ranks) = arguments.rehearse {
-        return rehearse::run(&session, file, ranks as usize);
-    }
     let world = &session.world;
     let stop = session.prepare(watched)?;
     let plan = session.prepare(file.check(world.size))?;

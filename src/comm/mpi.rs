@@ -11,7 +11,7 @@ use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Equivalence, Root};
 use tch::{Device, Kind, Tensor};
 
-use super::memory::elements_mut;
+use super::memory::{elements, elements_mut};
 use super::watch::{Call, Watch, What};
 use super::{Collective, CommError, check_buffer, check_root};
 
@@ -63,8 +63,8 @@ impl Mpi {
         }
     }
 
-    fn gather<T: Element>(&self, own: &mut Tensor, all: &mut Tensor) {
-        self.world.all_gather_into(elements_mut::<T>(own), elements_mut::<T>(all));
+    fn gather<T: Element>(&self, own: &Tensor, all: &mut Tensor) {
+        self.world.all_gather_into(elements::<T>(own), elements_mut::<T>(all));
     }
 
     fn send_from<T: Element>(&self, root: usize, buffer: &mut Tensor) {
@@ -97,12 +97,11 @@ impl Collective for Mpi {
             });
         }
         let mut all = Tensor::zeros(shape, (buffer.kind(), Device::Cpu));
-        let mut own = buffer.shallow_clone();
         let _waiting = self.watch.enter(Call::over(What::Gather, buffer));
         match buffer.kind() {
-            Kind::Float => self.gather::<f32>(&mut own, &mut all),
-            Kind::Double => self.gather::<f64>(&mut own, &mut all),
-            _ => self.gather::<i64>(&mut own, &mut all),
+            Kind::Float => self.gather::<f32>(buffer, &mut all),
+            Kind::Double => self.gather::<f64>(buffer, &mut all),
+            _ => self.gather::<i64>(buffer, &mut all),
         }
         Ok(all.unbind(0))
     }

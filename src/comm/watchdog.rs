@@ -29,6 +29,10 @@ const SHORT_TICK: Duration = Duration::from_millis(20);
 /// hosts with more work than cores.
 const ANSWERS_TAKE: Duration = Duration::from_secs(3);
 
+/// The same where ranks wait for each other's work for hours, and ask all the while: a host that is frozen for a
+/// moment shall not end that.
+const ANSWERS_TAKE_APART: Duration = Duration::from_secs(60);
+
 /// Until the next question after one that led to nothing.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -139,7 +143,7 @@ impl Patrol {
     }
 
     /// The same without a word to others.
-    fn alone(self) -> Option<String> {
+    fn alone(mut self) -> Option<String> {
         // One message is enough: lower ranks get half a second to end the job before the next speaks.
         let patience = Duration::from_millis(500) * self.rank.min(20) as u32;
         while !self.rest() {
@@ -163,7 +167,7 @@ impl Patrol {
     }
 
     /// Waits for the next tick, and says whether the job is over.
-    fn rest(&self) -> bool {
+    fn rest(&mut self) -> bool {
         let tick = if self.inquiry.is_some() { SHORT_TICK } else { TICK };
         let start = Instant::now();
         let is_over = self.watch.wait(tick);
@@ -171,6 +175,9 @@ impl Patrol {
         if gap > STOPPED {
             // Suspended by a scheduler or a terminal, perhaps the whole job: nobody was late in that time.
             self.watch.forgive(gap);
+            // An open question was not answered in that time either.
+            self.inquiry = None;
+            self.not_before = Instant::now() + RETRY;
         }
         is_over
     }
@@ -201,7 +208,8 @@ impl Patrol {
             return None;
         };
         inquiry.positions[self.rank] = Some(own);
-        if inquiry.positions.contains(&None) && inquiry.asked.elapsed() < ANSWERS_TAKE {
+        let answers_take = if self.rules.work_apart { ANSWERS_TAKE_APART } else { ANSWERS_TAKE };
+        if inquiry.positions.contains(&None) && inquiry.asked.elapsed() < answers_take {
             return None;
         }
         let finding = find(&self.rules, self.rank, call, &inquiry.positions, &self.hosts);
@@ -296,7 +304,8 @@ mod tests {
         let hosts = vec!["node0".to_string(), "node1".to_string()];
         let message = Patrol::new(1, hosts, rules, watch.clone()).alone().expect("it has waited too long");
         assert!(
-            message.starts_with("rank 1 on node1 has waited 0 s in collective 41 (barrier)"),
+            message.starts_with("rank 1 on node1 has waited ")
+                && message.contains(" s in collective 41 (barrier)"),
             "{message}"
         );
     }

@@ -9,7 +9,7 @@ use super::fitted::FittedSection;
 use super::load::{ConfigError, load};
 use super::mcmc::McmcSection;
 use super::network::TargetSection;
-use super::run::{ComputeSection, require};
+use super::run::{ComputeSection, Reduction, require};
 use super::train::{EvaluateSection, Plan, TrainFile};
 
 /// What a user writes for `dft compare`.
@@ -240,7 +240,14 @@ impl CompareFile {
         let mut file: TrainFile = load(&target.config, set)?;
         file.run.name.clone_from(&target.name);
         file.compute.device = self.compute.device;
-        file.compute.threads = self.compute.threads;
+        if file.compute.reduction == Reduction::Exact && self.compute.threads().is_none() {
+            return Err(ConfigError::Invalid(format!(
+                "{} has compute.reduction = \"exact\", whose bits depend on the threads of a rank, which are the comparison's; \
+                 set compute.threads = 1 in the comparison",
+                target.config.display()
+            )));
+        }
+        file.compute.threads = self.compute.threads();
         // Samples are scored by the comparison, all methods alike.
         file.evaluate = EvaluateSection::default();
         file.check(1)

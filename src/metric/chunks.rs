@@ -19,9 +19,13 @@ pub fn chunks_of_rank(rows: i64, world: &World) -> impl Iterator<Item = (u64, i6
     chunks(rows).filter(move |(chunk, _)| chunk % size == rank)
 }
 
+/// Numbers that ranks may hold of each other at once: half a gigabyte.
+const MOST_GATHERED: i64 = 1 << 26;
+
 /// Sum over the [`chunks`] of `rows` of what `sums_of`(chunk, rows) returns for those of this rank: f64 `[length]` on the
 /// CPU, as is the result. Chunks are added in their order, one chunk of every rank at a time, so the bits do not
-/// depend on the number of ranks.
+/// depend on the number of ranks. Where that is too much to hold (2,048 features on 16 ranks), every rank adds its own
+/// chunks first, and the sum is the same up to rounding.
 ///
 /// # Errors
 /// If a collective fails.
@@ -33,6 +37,14 @@ pub fn sum_over_chunks(
 ) -> Result<Tensor, CommError> {
     let all: Vec<(u64, i64)> = chunks(rows).collect();
     let mut total = Tensor::zeros([length], (Kind::Double, Device::Cpu));
+    if length * world.size as i64 > MOST_GATHERED && world.size > 1 {
+        for (chunk, rows) in chunks_of_rank(rows, world) {
+            total += sums_of(chunk, rows);
+        }
+        let mut sums = total.to_device(world.device);
+        world.collective().all_reduce_sum(&mut sums)?;
+        return Ok(sums.to_device(Device::Cpu));
+    }
     for round in all.chunks(world.size) {
         // In the last round some ranks may have nothing, and take part all the same.
         let own = match round.get(world.rank) {

@@ -253,6 +253,25 @@ mod tests {
     use super::*;
     use tch::Device;
 
+    /// A resumed run goes on with the very numbers it stopped with.
+    #[test]
+    fn numbers_described_in_a_file_come_back_with_every_bit() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("weights.safetensors");
+        let numbers: Vec<f64> =
+            (1..1000).map(|i| (f64::from(i) * 0.731).sin() * 10_f64.powi(i % 40 - 20)).collect();
+        let metadata: Vec<(String, String)> =
+            numbers.iter().enumerate().map(|(i, number)| (i.to_string(), format!("{number:e}"))).collect();
+        let metadata: Vec<(&str, String)> =
+            metadata.iter().map(|(key, value)| (key.as_str(), value.clone())).collect();
+        WeightsFile::save(&path, &[], &metadata).unwrap();
+        let file = WeightsFile::load(&path).unwrap();
+        for (i, number) in numbers.iter().enumerate() {
+            let found: f64 = file.described(&i.to_string()).unwrap();
+            assert_eq!(found.to_bits(), number.to_bits(), "{number:e}");
+        }
+    }
+
     /// Safetensors has no checksum of its own; ours cover names, values and metadata, and its header's rules the rest.
     #[test]
     fn no_flipped_bit_and_no_cut_goes_unnoticed() {

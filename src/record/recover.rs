@@ -39,10 +39,12 @@ pub fn back_up(path: &Path) -> Result<()> {
 /// a warning. `None` if there is neither file nor copy: [`start_after`] begins a new one.
 ///
 /// # Errors
-/// If the disk is full or cannot be written: that is no damage, and nothing is moved.
+/// If the disk is full, or the file cannot be read or written: that is no damage, and nothing is moved.
 pub fn recover(path: &Path, group: &str, last_iteration: u64) -> Result<Option<RunFile>> {
     let (backup, name) = (backup_of(path), path.display());
     if path.exists() {
+        // A file system that fails for a moment has damaged nothing.
+        fs::read(path).with_context(|| format!("cannot read {name}"))?;
         match check(path, group, last_iteration) {
             Ok(()) => back_up(path)?,
             Err(error) => {

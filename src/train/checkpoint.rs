@@ -40,7 +40,7 @@ pub struct Newest {
 /// The newest whole checkpoint in a directory. All of a file is read: only its checksums tell.
 ///
 /// # Errors
-/// If the directory cannot be read.
+/// If the directory, or a checkpoint in it, cannot be read: that is no damage.
 pub fn newest(directory: &Path) -> std::io::Result<Newest> {
     let mut newest = Newest::default();
     for (_, path) in list(directory)?.into_iter().rev() {
@@ -50,7 +50,10 @@ pub fn newest(directory: &Path) -> std::io::Result<Newest> {
                 break;
             }
             Err(WeightsError::Damaged { reason, .. }) => reason,
-            Err(WeightsError::Unreadable { reason, .. }) => reason.to_string(),
+            // A file system that fails for a moment has damaged nothing.
+            Err(WeightsError::Unreadable { reason, .. }) => {
+                return Err(std::io::Error::new(reason.kind(), format!("{}: {reason}", path.display())));
+            }
             Err(error @ WeightsError::OtherNetwork { .. }) => error.to_string(),
         };
         newest.damaged.push((path, reason));
@@ -111,7 +114,7 @@ mod tests {
             WeightsFile::save(&path(iteration), &[], &[]).unwrap();
         }
         fs::write(path(300), "").unwrap();
-        fs::create_dir(path(400)).unwrap(); // cannot be read, whoever asks
+        fs::write(path(400), "no checkpoint").unwrap();
         let half = directory.path().join("iteration-000000500.safetensors.partial");
         fs::write(&half, "").unwrap();
         let found = newest(directory.path()).unwrap();
@@ -120,5 +123,9 @@ mod tests {
         assert_eq!(damaged, [path(400), path(300)]);
         remove_partial(directory.path()).unwrap();
         assert!(!half.exists() && path(200).exists());
+        // One that cannot be read is not damaged: a directory cannot, whoever asks.
+        fs::create_dir(path(600)).unwrap();
+        let error = newest(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("iteration-000000600"), "{error}");
     }
 }

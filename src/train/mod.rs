@@ -50,14 +50,14 @@ pub enum TrainError {
     },
     /// The ranks' copies of the networks differ.
     #[error(
-        "at iteration {iteration} rank {rank} holds other parameters than rank 0: its hardware or libraries differ; \
-         resume from the last checkpoint without that host"
+        "at iteration {iteration} ranks {ranks:?} hold other parameters than the rest, or than each other: their hardware or \
+         libraries differ; resume from the last checkpoint without those hosts"
     )]
     Replicas {
         /// The iteration.
         iteration: u64,
-        /// The lowest rank that differs from rank 0.
-        rank: usize,
+        /// The ranks that are not of the majority; all if there is none.
+        ranks: Vec<usize>,
     },
     /// Ranks could not exchange numbers.
     #[error(transparent)]

@@ -115,8 +115,13 @@ fn save(
 /// a hardware or library fault, and nothing it computes can be trusted.
 fn same_on_all_ranks(world: &World, state: &State) -> Result<(), TrainError> {
     let hashes = world.gather_strings(&state.parameters_sha256());
-    match hashes.iter().position(|hash| *hash != hashes[0]) {
-        Some(rank) => Err(TrainError::Replicas { iteration: state.iteration, rank }),
-        None => Ok(()),
+    let holders = |hash: &String| hashes.iter().filter(|other| *other == hash).count();
+    let most = hashes.iter().map(holders).max().unwrap_or(0);
+    if most == hashes.len() {
+        return Ok(());
     }
+    // Without a majority nobody knows who is right.
+    let is_known = 2 * most > hashes.len();
+    let ranks = (0..hashes.len()).filter(|rank| !is_known || holders(&hashes[*rank]) < most).collect();
+    Err(TrainError::Replicas { iteration: state.iteration, ranks })
 }

@@ -79,7 +79,7 @@ pub fn run_within(command: Command, limit: Duration) -> Finished {
 pub struct Running {
     command: Command,
     child: Child,
-    output: [std::thread::JoinHandle<String>; 2],
+    output: Vec<std::thread::JoinHandle<String>>,
 }
 
 impl Running {
@@ -94,7 +94,7 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
-        let output = [
+        let output = vec![
             read_all(child.stdout.take().expect("stdout is piped")),
             read_all(child.stderr.take().expect("stderr is piped")),
         ];
@@ -130,13 +130,25 @@ impl Running {
             child.kill().expect("the child can be killed");
             let _ = child.wait();
         }
-        let output: String =
-            self.output.into_iter().map(|reader| reader.join().expect("the reader ends")).collect();
+        let output: String = std::mem::take(&mut self.output)
+            .into_iter()
+            .map(|reader| reader.join().expect("the reader ends"))
+            .collect();
         let Some(status) = status else { panic!("{command:?} runs for more than {limit:?}:\n{output}") };
         let code = status
             .code()
             .unwrap_or_else(|| panic!("{command:?} got signal {:?}:\n{output}", status.signal()));
         Finished { code, output, elapsed }
+    }
+}
+
+/// A test that fails leaves no job behind.
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
     }
 }
 

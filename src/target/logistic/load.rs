@@ -64,8 +64,9 @@ impl LogisticProblem {
         compute: &ComputeSection,
         world: &World,
     ) -> Result<Self, TargetError> {
-        // What is wrong with the data is wrong on all ranks, which read the same: none waits for another below.
-        let design = design(section, split).map_err(|error| TargetError::Invalid(format!("{error:#}")))?;
+        // A rank that cannot read the data says so before others wait for it.
+        let design = world.agree(design(section, split));
+        let design = design.map_err(|failure| TargetError::Invalid(failure.to_string()))?;
         let rows = design.train_x.size()[0];
         let bound = |rank: usize| rows * rank as i64 / world.size as i64;
         let (first, end) = (bound(world.rank), bound(world.rank + 1));
