@@ -3,12 +3,12 @@
 
     python benchmarks/inception_features.py inception WEIGHTS.pth -o inception.pt
     python benchmarks/inception_features.py module my_network.py:make weights.pth -o mine.pt --size 64
-    python benchmarks/inception_features.py check inception.pt WEIGHTS.pth      # against torch-fidelity's own forward
+    python benchmarks/inception_features.py check inception.pt WEIGHTS.pth      # against the package's own forward
     python benchmarks/inception_features.py tiny -o tests/support/features.pt   # what the tests use
 
 The weights are a file of yours: nothing is fetched. docs/inception.md says where they come from, what each protocol
-does to an image and which numbers compare with which. Needs PyTorch; `inception` and `check` need torch-fidelity or
-`--network pytorch-fid`, which this script imports and does not copy.
+does to an image and which numbers compare with which. Needs PyTorch (launch/setup.sh --full-torch), and for the first
+and the third line torch-fidelity, pytorch-fid or torchmetrics, whose networks are imported and not copied.
 """
 
 import argparse
@@ -94,16 +94,20 @@ def read_weights(file, is_published):
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
+def as_file(state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    buffer.seek(0)
+    return buffer
+
+
 def inception_network(package, state):
     """The whole network of a public package, with these weights."""
     if package == "torch-fidelity":
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        # It reads weights from a file of its own format and downloads them without one: give it ours.
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        buffer.seek(0)
-        return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=buffer).eval()
+        # It downloads weights unless it is given a file.
+        return FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=as_file(state)).eval()
     from pytorch_fid import inception
 
     inception.load_state_dict_from_url = lambda *_, **__: state
@@ -154,16 +158,30 @@ def save(module, file):
     print(f"{file}: {list(x.shape[1:])} to {wanted.shape[1]} features; evaluate.samples = {wanted.shape[1] + 1} or more")
 
 
-def check(file, network, shape):
-    """Largest difference of the file's features to torch-fidelity's own, on images with 256 levels."""
+def package_features(protocol, state, levels):
+    """Features [B, 2048] as the package itself computes them for u8 images [B, 3, H, W], from these weights."""
+    if protocol == "torch-fidelity":
+        return inception_network("torch-fidelity", state)(levels)[0]
+    if protocol == "torchmetrics":
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        return NoTrainInceptionV3("inception", ["2048"], as_file(state))(levels)
+    from pytorch_fid import inception
+
+    inception.load_state_dict_from_url = lambda *_, **__: state
+    return inception.InceptionV3().eval()(levels / 255.0)[0].flatten(1)
+
+
+def check(file, protocol, state, shape):
+    """Largest difference of the file's features to the package's own, on images with 256 levels."""
     levels = torch.randint(0, 256, (4, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        wanted = network(levels.expand(-1, 3, -1, -1))[0]
+        wanted = package_features(protocol, state, levels.expand(-1, 3, -1, -1))
         found = torch.jit.load(file)(levels / 255.0)
     gap = ((found - wanted).abs().max() / wanted.abs().max()).item()
-    print(f"{file}: largest difference {gap:.1e} of the largest of {wanted.shape[1]} features")
+    print(f"{file}: differs from {protocol} by at most {gap:.1e} of the largest of {wanted.shape[1]} features")
     if not gap <= 1e-4:
-        raise SystemExit("these are not the features of torch-fidelity for these weights")
+        raise SystemExit(f"these are not the features of {protocol} for these weights; was the file made with --protocol?")
 
 
 def main():
@@ -176,24 +194,23 @@ def main():
     module.add_argument("place", metavar="FILE.py:FUNCTION")
     module.add_argument("weights", nargs="?")
     tiny = verbs.add_parser("tiny", help="twelve random features, for tests")
-    checked = verbs.add_parser("check", help="compare a file with torch-fidelity's own forward")
+    checked = verbs.add_parser("check", help="compare a file with the package's own forward")
     checked.add_argument("file")
     checked.add_argument("weights")
     for verb, size in ((inception, 299), (module, 299), (tiny, 16)):
         verb.add_argument("-o", "--output", required=True)
         verb.add_argument("--size", type=int, default=size, help="of the images that the network sees")
-        verb.add_argument(
-            "--protocol", choices=["torch-fidelity", "pytorch-fid", "torchmetrics"], default="torch-fidelity"
-        )
     for verb in (inception, checked):
         verb.add_argument("--any-weights", action="store_true", help="weights other than the published ones")
+    protocols = ["torch-fidelity", "pytorch-fid", "torchmetrics"]
     for verb in (inception, module, tiny, checked):
+        verb.add_argument("--protocol", choices=protocols, default=protocols[0])
         verb.add_argument("--shape", type=int, nargs=3, default=[1, 28, 28], metavar=("C", "H", "W"))
     arguments = parser.parse_args()
 
     if arguments.verb == "check":
         state = read_weights(arguments.weights, not arguments.any_weights)
-        check(arguments.file, inception_network("torch-fidelity", state), arguments.shape)
+        check(arguments.file, arguments.protocol, state, arguments.shape)
         return
     if arguments.verb == "inception":
         state = read_weights(arguments.weights, not arguments.any_weights)
