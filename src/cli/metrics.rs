@@ -61,8 +61,8 @@ impl Inputs {
     /// Loads what the configuration asks for; `None` if it asks for no Fréchet distance.
     ///
     /// # Errors
-    /// If data or extractor cannot be used, do not fit the target, or there are fewer real samples than the
-    /// floor needs.
+    /// If data or extractor cannot be used or do not fit the target, there are fewer real samples than the floor needs,
+    /// or no more samples than features.
     pub fn load(section: &EvaluateSection, target: &dyn Target, device: Device) -> Result<Option<Self>> {
         let images = || Mnist::load(&section.data).map(|mnist| mnist.images(Split::Train));
         let (extractor, real) = match &section.features {
@@ -94,17 +94,38 @@ impl Inputs {
                  there are {most}; choose that or fewer"
             );
         }
+        let features = extractor.check(&real, device)?;
+        if most <= features {
+            bail!(
+                "evaluate.features gives {features} features, whose covariance needs more samples than that, and the \
+                 floor has {most} real ones; choose an extractor with fewer features"
+            );
+        }
+        if samples <= features {
+            bail!(
+                "evaluate.samples = {samples}, and the covariance of {features} features needs more samples than that: \
+                 with fewer it is singular, and the distance mostly bias; set evaluate.samples to {} or more",
+                features + 1
+            );
+        }
         Ok(Some(Inputs { extractor, real, samples }))
     }
 
     /// Measures the reference and its floor, over all ranks.
     ///
     /// # Errors
-    /// If a collective fails.
+    /// If a collective fails, or features of real samples are not finite.
     pub fn measure(self, world: &World) -> Result<Measure> {
         let is_image = self.real.dim() == 4;
         let reference = Reference::new(self.extractor, &self.real, world)?;
         let (fd_floor, deviation) = reference.floor(self.samples, world)?;
+        if !fd_floor.is_finite() {
+            bail!(
+                "the extractor {} gives features that are not finite for some of the real samples, though not for the \
+                 first; look for a division by 0 or a logarithm in it",
+                reference.extractor().identity().0
+            );
+        }
         let deviation_floor = is_image.then_some(deviation);
         Ok(Measure { reference, samples: self.samples, fd_floor, deviation_floor })
     }

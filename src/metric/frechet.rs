@@ -70,8 +70,12 @@ impl Moments {
         self.sums.narrow(0, 1, self.shift.size()[0]) / self.count()
     }
 
-    /// Fréchet distance to another set of features.
+    /// Fréchet distance to another set of features; NaN if either holds numbers that are not finite.
     pub fn distance(&self, other: &Moments) -> f64 {
+        // LAPACK stops with an error of its own on them.
+        if !(self.is_finite() && other.is_finite()) {
+            return f64::NAN;
+        }
         frechet_distance(&self.mean(), &self.covariance(), &other.mean(), &other.covariance())
     }
 }

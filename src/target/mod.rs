@@ -23,6 +23,7 @@ pub use level::{StartingGaussian, TargetAtLevel, TargetOnPath};
 pub use load::load_exact;
 pub use logistic::{Laplace, Logistic, LogisticPrior, LogisticProblem};
 pub use mixture::Mixture;
+pub use probe::last_line;
 pub use torchscript::TorchScriptTarget;
 pub use whitened::Whitened;
 
