@@ -1,6 +1,7 @@
 //! A sampler's draws moved on by Markov steps, for `dft sample` and `dft evaluate`.
 
 use std::path::Path;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use tch::{Kind, Tensor};
@@ -93,6 +94,8 @@ pub struct Corrections<'a> {
     pub step_size: f64,
     /// Gradients that finding it took.
     pub tuning_evaluations: u64,
+    /// Seconds that finding it took.
+    pub tuning_seconds: f64,
 }
 
 impl<'a> Corrections<'a> {
@@ -115,8 +118,10 @@ impl<'a> Corrections<'a> {
             seed,
             step_size: step_size.unwrap_or(level),
             tuning_evaluations: 0,
+            tuning_seconds: 0.0,
         };
         if kernel == CorrectionKernel::Mala && step_size.is_none() {
+            let began = Instant::now();
             let Sampler { network, parameters, output_sigma, .. } = sampler;
             let chunk = (TUNING_CHUNK, TUNING_CHAINS);
             let x = draw_samples(network, parameters, seed, chunk, *output_sigma, world.device);
@@ -124,6 +129,7 @@ impl<'a> Corrections<'a> {
             let tuned = corrections.run(&x, TUNING_STEPS, TUNING_STEPS, generator)?;
             corrections.step_size = tuned.step_size;
             corrections.tuning_evaluations = tuned.evaluations;
+            corrections.tuning_seconds = began.elapsed().as_secs_f64();
         }
         Ok(corrections)
     }

@@ -122,11 +122,12 @@ fn described(
     };
     let accepted = spent.acceptance().map_or(String::new(), |rate| format!(", acceptance {rate:.3}"));
     info!(
-        "corrected by {steps} {kernel} steps of size {:.3e}{accepted}, {} evaluations of the target a sample, and {} to adapt \
-         the step size",
+        "corrected by {steps} {kernel} steps of size {:.3e}{accepted}, {} evaluations of the target a sample; \
+         {} to adapt the step size, in {:.2} s",
         corrections.step_size,
         spent.evaluations_per_sample(),
-        corrections.tuning_evaluations
+        corrections.tuning_evaluations,
+        corrections.tuning_seconds
     );
     if spent.divergences() > 0 {
         warn!(
@@ -146,6 +147,7 @@ fn described(
         ("correction_evaluations_per_sample", spent.evaluations_per_sample().into()),
         ("correction_tuning_evaluations", corrections.tuning_evaluations.into()),
         ("correction_divergences", spent.divergences().into()),
+        ("correction_tuning_seconds", corrections.tuning_seconds.into()),
         ("seconds_of_drawing", seconds.into()),
     ];
     attributes.extend(spent.acceptance().map(|rate| ("correction_acceptance", rate.into())));
