@@ -183,7 +183,7 @@ fn wrong_options_and_runs_without_their_target_are_refused() {
         let finished = sample(run(), &file, &["--correct", "1", "--correct-step", size]);
         refused(&finished, &["--correct-step", size, "a number above 0"]);
     }
-    refused(&sample(run(), &file, &["--correct", "-1"]), &["--correct"]);
+    refused(&sample(run(), &file, &["--correct", "-1"]), &["-1"]);
     refused(&sample(run(), &file, &["--correct-step", "0.1"]), &["--correct <STEPS>"]);
     refused(&sample(run(), &file, &["--correct-kernel", "ula"]), &["--correct <STEPS>"]);
     refused(&sample(run(), &file, &["--correct", "1", "--clean"]), &["--clean"]);

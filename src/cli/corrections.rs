@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::arguments::CorrectionKernel;
@@ -166,11 +167,13 @@ impl<'a> Corrections<'a> {
 }
 
 /// What corrections took, over several chunks.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Spent {
     chains: u64,
+    /// Sum over chains of their mean acceptance probability.
     accepted: Option<f64>,
     evaluations: u64,
+    moved: u64,
     divergences: u64,
 }
 
@@ -180,6 +183,7 @@ impl Spent {
         let rows = corrected.samples.size()[0] as u64;
         self.chains += rows;
         self.evaluations += corrected.evaluations;
+        self.moved += corrected.moved;
         self.divergences += corrected.divergences;
         if let Some(acceptance) = corrected.acceptance {
             *self.accepted.get_or_insert(0.0) += acceptance * rows as f64;
@@ -188,21 +192,16 @@ impl Spent {
 
     /// The same over all ranks of `world`, on every rank. All ranks must call it.
     pub fn over(&self, world: &World) -> Self {
-        let Spent { chains, accepted, evaluations, divergences } = self;
-        let own = serde_json::to_string(&(chains, accepted, evaluations, divergences));
-        let all = world.gather_strings(&own.expect("numbers are plain data"));
-        let mut total = Spent::default();
-        for (chains, accepted, evaluations, divergences) in
-            all.iter().filter_map(|text| serde_json::from_str::<(u64, Option<f64>, u64, u64)>(text).ok())
-        {
-            total.chains += chains;
-            total.evaluations += evaluations;
-            total.divergences += divergences;
-            if let Some(accepted) = accepted {
-                *total.accepted.get_or_insert(0.0) += accepted;
-            }
-        }
-        total
+        let own = serde_json::to_string(self).expect("numbers are plain data");
+        let all = world.gather_strings(&own);
+        let each = all.iter().filter_map(|text| serde_json::from_str::<Spent>(text).ok());
+        each.fold(Spent::default(), |total, rank| Spent {
+            chains: total.chains + rank.chains,
+            accepted: rank.accepted.map(|sum| total.accepted.unwrap_or(0.0) + sum).or(total.accepted),
+            evaluations: total.evaluations + rank.evaluations,
+            moved: total.moved + rank.moved,
+            divergences: total.divergences + rank.divergences,
+        })
     }
 
     /// Mean acceptance probability over chains and their steps.
@@ -213,6 +212,11 @@ impl Spent {
     /// Gradients for one sample.
     pub fn evaluations_per_sample(&self) -> u64 {
         self.evaluations / self.chains.max(1)
+    }
+
+    /// Part of the chains that took at least one step.
+    pub fn moved(&self) -> f64 {
+        self.moved as f64 / self.chains.max(1) as f64
     }
 
     /// Divergences of all chains.

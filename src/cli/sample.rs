@@ -120,7 +120,9 @@ fn described(
         CorrectionKernel::Mala => "mala",
         CorrectionKernel::Ula => "ula",
     };
-    let accepted = spent.acceptance().map_or(String::new(), |rate| format!(", acceptance {rate:.3}"));
+    let accepted = spent.acceptance().map_or(String::new(), |rate| {
+        format!(", acceptance {rate:.3}, {:.1} % of the chains moved", 100.0 * spent.moved())
+    });
     info!(
         "corrected by {steps} {kernel} steps of size {:.3e}{accepted}, {} evaluations of the target a sample; \
          {} to adapt the step size, in {:.2} s",
@@ -146,6 +148,7 @@ fn described(
         ("correction_seed", arguments.seed.into()),
         ("correction_evaluations_per_sample", spent.evaluations_per_sample().into()),
         ("correction_tuning_evaluations", corrections.tuning_evaluations.into()),
+        ("correction_moved_fraction", spent.moved().into()),
         ("correction_divergences", spent.divergences().into()),
         ("correction_tuning_seconds", corrections.tuning_seconds.into()),
         ("seconds_of_drawing", seconds.into()),

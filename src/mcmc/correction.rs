@@ -1,6 +1,6 @@
 //! Markov steps that move draws of a one-step sampler on, towards the density it was trained for.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::{McmcError, McmcRun};
 use crate::config::McmcSection;
@@ -31,6 +31,9 @@ pub struct Corrected {
     pub acceptance: Option<f64>,
     /// Gradients of one row each, with the one at the start that an accepting kernel needs and the one that removes noise.
     pub evaluations: u64,
+    /// Chains with at least one accepted step. Others are as they were: where the density is steep MALA may reject every step
+    /// of the size that suits the rest.
+    pub moved: u64,
     /// Divergences of all chains, as [`McmcRun::divergences`] counts them.
     pub divergences: u64,
     /// Step size of the next step.
@@ -53,6 +56,8 @@ impl Correction<'_> {
         let budget = run.evaluations() + steps * rows;
         run.run_until(Some(budget), None, &mut |_, _| {})?;
         let (mut samples, mut evaluations) = (run.positions(), run.evaluations());
+        let is_moved = samples.not_equal_tensor(&start).flatten(1, -1).any_dim(1, false);
+        let moved = is_moved.sum(Kind::Int64).int64_value(&[]) as u64;
         if let Some(sigma0) = self.tempered_from {
             samples = &samples + self.target.score(&samples) * sigma0.powi(2);
             evaluations += rows;
@@ -61,6 +66,7 @@ impl Correction<'_> {
             samples,
             acceptance: run.acceptance(),
             evaluations,
+            moved,
             divergences: run.divergences(),
             step_size: run.step_size(),
         })
@@ -73,7 +79,7 @@ mod tests {
     use crate::config::{MalaSettings, StepSizes, UlaSettings};
     use crate::rng::Stream;
     use crate::target::Gaussian;
-    use tch::{Device, Kind};
+    use tch::Device;
 
     fn mala(step_size: f64) -> McmcSection {
         McmcSection::Mala(MalaSettings { step_size, adaptation_steps: 0, ..MalaSettings::default() })
@@ -121,6 +127,18 @@ mod tests {
         let error = (Tensor::stack(&[first_noise, second_noise], 0) - expected).abs().max();
         assert!(error.double_value(&[]) < 1e-12);
         assert_eq!((one.evaluations, two.evaluations), (2, 4));
+        assert_eq!(one.moved, 2);
         assert!(one.acceptance.is_none());
+    }
+
+    #[test]
+    fn chains_that_reject_every_step_are_counted_as_unmoved() {
+        // At h = 50 on N(0, 1) a proposal from near 0 is about 10 n − 49 x, accepted with a probability around exp(−50).
+        let target = Gaussian::new(&[0.0], &[vec![1.0]], Kind::Double, Device::Cpu).unwrap();
+        let x = Tensor::from_slice(&[1.0, -1.0, 1.5]).reshape([3, 1]);
+        let correction = Correction { target: &target, tempered_from: None, kernel: mala(50.0) };
+        let found = correction.run(&x, 2, generator()).unwrap();
+        assert_eq!((found.moved, found.samples), (0, x));
+        assert!(found.acceptance.unwrap() < 1e-3);
     }
 }
