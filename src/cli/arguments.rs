@@ -144,6 +144,9 @@ pub struct Sample {
     pub correct_kernel: CorrectionKernel,
     /// Step size h of x + h·s(x) + sqrt(2h)·n [default: mala: adapted to an acceptance of 0.574 by 100 steps of 100 other
     /// chains; ula: half of sigma², sigma0 of a tempered energy or else the lowest noise level at the end of training].
+    ///
+    /// With mala, a sample where the density is steep may reject every step of a size that suits the others; what is printed says
+    /// how many moved.
     #[arg(long, value_name = "SIZE", requires = "correct", allow_negative_numbers = true, value_parser = step_size)]
     pub correct_step: Option<f64>,
     /// Overwrite the file.
