@@ -1,4 +1,5 @@
-//! `dft evaluate`: a trained sampler beside annealed Langevin on the same energy, same count, same floor.
+//! `dft evaluate`: a trained sampler beside its own draws with Markov corrections and annealed Langevin on the same energy,
+//! same count, same floor.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,7 +10,8 @@ use comfy_table::{CellAlignment, Table, presets};
 use tch::{Device, Tensor};
 use tracing::{info, warn};
 
-use super::arguments::Evaluate;
+use super::arguments::{CorrectionKernel, Evaluate};
+use super::corrections::{CorrectionTarget, Corrections, Spent};
 use super::metrics::{Inputs, Measure, Scores, draw_samples};
 use super::progress::Progress;
 use super::sample::{Sampler, load_sampler};
@@ -44,7 +46,8 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
     let target = session.prepare(TargetAtLevel::load(&plan.file.target, seed, compute, world))?;
     let sampler = session.prepare(load_sampler(&arguments.run.join("sampler.safetensors"), world.device))?;
     let mut summary = session.prepare(Summary::read(&arguments.run.join("summary.json")))?;
-    let inputs = Inputs::load(section, target.target(), world.device).and_then(|inputs| {
+    let target = CorrectionTarget::new(target, &plan.file.method);
+    let inputs = Inputs::load(section, target.at_level().target(), world.device).and_then(|inputs| {
         inputs.context(
             "the run has evaluate.features = \"none\", so there is nothing to measure; set it with --set",
         )
@@ -63,13 +66,33 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
     let name = format!("one step, {}", summary.method);
     rows.push(row(&name, 0, 1, seconds, scores.metrics));
     pictures.push((name, scores.shown));
-    let chains = langevin_plans(section, &plan.file.sampler, &target);
+    if !section.corrections.is_empty() {
+        let made = Corrections::new(&target, CorrectionKernel::Mala, None, &sampler, (arguments.seed, world));
+        let mut corrections = session.work(made)?;
+        // On every rank the one of rank 0: hosts may round differently.
+        let step_size = world.broadcast_string(Some(format!("{:e}", corrections.step_size)));
+        corrections.step_size = session.work(step_size.parse())?;
+        for &steps in &section.corrections {
+            let (row, shown) = session.work(corrected_row(
+                &corrections,
+                steps,
+                &measure,
+                &sampler,
+                world,
+                arguments.seed,
+            ))?;
+            pictures.push((format!("+ {} MALA", steps), shown));
+            rows.push(row);
+        }
+    }
+    let target = target.at_level();
+    let chains = langevin_plans(section, &plan.file.sampler, target);
     if world.is_root() && chains.is_empty() && !section.langevin_steps.is_empty() {
         warn!("annealed Langevin needs a tempered target (target.tempered = true): its rows are left out");
     }
     for chain in chains {
         let (row, shown) =
-            session.work(langevin_row(&chain, &measure, section, &target, world, arguments.seed))?;
+            session.work(langevin_row(&chain, &measure, section, target, world, arguments.seed))?;
         pictures.push((format!("Langevin, {} steps", chain.steps), shown));
         rows.push(row);
     }
@@ -96,6 +119,7 @@ fn row(
         target_evaluations_per_sample: target_evaluations,
         network_evaluations_per_sample: network_evaluations,
         seconds,
+        acceptance: None,
         metrics,
     }
 }
@@ -119,6 +143,40 @@ fn timed_score(
     let all = world.gather_strings(&format!("{seconds:e}"));
     let slowest = all.iter().filter_map(|text| text.parse().ok()).fold(0.0, f64::max);
     Ok((scores, slowest))
+}
+
+/// Draws of the sampler after `steps` MALA steps.
+fn corrected_row(
+    corrections: &Corrections,
+    steps: u64,
+    measure: &Measure,
+    sampler: &Sampler,
+    world: &World,
+    seed: u64,
+) -> Result<(ComparisonRow, Tensor)> {
+    let Sampler { network, parameters, output_sigma, .. } = sampler;
+    let (mut spent, mut failure) = (Spent::default(), None);
+    let (Scores { metrics, shown, .. }, seconds) = timed_score(measure, world, |chunk, rows| {
+        let x = draw_samples(network, parameters, seed, (chunk, rows), *output_sigma, world.device);
+        match corrections.apply(&x, steps, chunk) {
+            Ok(corrected) => {
+                spent.add(&corrected);
+                corrected.samples
+            }
+            // Others wait for this rank's features, so it ends the job after the sum.
+            Err(error) => {
+                failure = Some(error);
+                x
+            }
+        }
+    })?;
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
+    let spent = spent.over(world);
+    let name = format!("one step + {steps} MALA step{}", if steps == 1 { "" } else { "s" });
+    let row = row(&name, spent.evaluations_per_sample(), 1, seconds, metrics);
+    Ok((ComparisonRow { acceptance: spent.acceptance(), ..row }, shown))
 }
 
 fn langevin_plans(
@@ -179,6 +237,8 @@ fn table(rows: &[ComparisonRow]) -> Table {
         "pixel_deviation" => "pixel sd".to_string(),
         other => other.to_string(),
     }));
+    let has_acceptance = rows.iter().any(|row| row.acceptance.is_some());
+    header.extend(has_acceptance.then(|| "acceptance".to_string()));
     table.set_header(header);
     for row in rows {
         let mut cells = vec![row.sampler.clone(), row.target_evaluations_per_sample.to_string()];
@@ -188,6 +248,9 @@ fn table(rows: &[ComparisonRow]) -> Table {
                 .keys()
                 .map(|name| row.metrics.get(name).map_or("–".into(), |s| format!("{:.3}", s.value))),
         );
+        if has_acceptance {
+            cells.push(row.acceptance.map_or("–".into(), |rate| format!("{rate:.3}")));
+        }
         table.add_row(cells);
     }
     for column in table.column_iter_mut().skip(1) {
@@ -235,6 +298,10 @@ fn record_comparison(run: &Path, summary: &Summary) -> Result<()> {
                 Cell::from(row.target_evaluations_per_sample),
             ),
             (Column::new("seconds", "s", "time to draw all samples on all ranks"), Cell::from(row.seconds)),
+            (
+                Column::new("acceptance", "1", "mean acceptance probability of Markov steps; NaN without"),
+                Cell::from(row.acceptance.unwrap_or(f64::NAN)),
+            ),
         ];
         for (name, score) in &row.metrics {
             let [value, floor] = [name.clone(), format!("{name}_floor")].map(|name| &*name.leak());

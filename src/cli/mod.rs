@@ -2,6 +2,7 @@
 
 mod arguments;
 mod compare;
+mod corrections;
 mod data;
 pub mod doctor;
 mod evaluate;

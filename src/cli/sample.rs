@@ -5,15 +5,18 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor};
-use tracing::info;
+use tracing::{info, warn};
 
-use super::arguments::Sample;
+use super::arguments::{CorrectionKernel, Sample};
+use super::corrections::{CorrectionTarget, Corrections, Spent};
 use super::metrics::draw_samples;
 use super::progress::Progress;
 use super::session::{Exit, Session};
+use crate::comm::World;
+use crate::mcmc::McmcError;
 use crate::metric::chunks;
 use crate::model::{COORDINATES, Parameters, SamplerNetwork, SamplerSpec, WeightsFile};
-use crate::record::write_samples_file;
+use crate::record::{Attribute, write_described_samples};
 
 /// Samples from which on drawing takes long enough for a progress bar.
 const MANY: u64 = 10_000;
@@ -31,6 +34,11 @@ pub struct Sampler {
 }
 
 impl Sampler {
+    /// Mean `[D]` and factor L `[D, D]` of the coordinates that it was trained in, where those are not the user's.
+    pub fn coordinates(&self) -> Option<&[Tensor; 2]> {
+        self.coordinates.as_ref()
+    }
+
     /// Samples `[B, …]` in the coordinates that a user knows.
     pub fn to_original(&self, x: &Tensor) -> Tensor {
         match &self.coordinates {
@@ -63,17 +71,32 @@ pub fn load_sampler(path: &Path, device: Device) -> Result<Sampler> {
 /// Runs the command on this rank; sampling is one pass, so one rank does it.
 pub fn run(arguments: &Sample) -> Result<(), Exit> {
     let session = Session::start_on(arguments.device)?;
-    let device = session.world.device;
-    let prepared = session.prepare_on_root(|| -> Result<Sampler> {
+    // The rank that draws works alone, also on targets whose data a training run spreads over ranks.
+    let alone = World::solo(session.world.device);
+    let prepared = session.prepare_on_root(|| -> Result<_> {
         check_output(&arguments.output, arguments.force)?;
-        load_sampler(&weights_path(&arguments.run), device)
+        let weights = weights_path(&arguments.run);
+        let sampler = load_sampler(&weights, alone.device)?;
+        let steps = arguments.correct.unwrap_or(0);
+        let directory = weights.parent().unwrap_or(Path::new(""));
+        let target = (steps > 0).then(|| CorrectionTarget::load(directory, &sampler, &alone)).transpose()?;
+        Ok((sampler, target))
     })?;
-    let Some(sampler) = prepared else { return Ok(()) };
+    let Some((sampler, target)) = prepared else { return Ok(()) };
+    let tuned = target.as_ref().map(|target| {
+        let Sample { correct_kernel, correct_step, seed, .. } = *arguments;
+        Corrections::new(target, correct_kernel, correct_step, &sampler, (seed, &alone))
+    });
+    let corrections = session.work(tuned.transpose())?;
     let began = Instant::now();
-    let samples = draw(arguments, &sampler, device);
+    let (samples, spent) = session.work(draw(arguments, &sampler, corrections.as_ref(), &alone))?;
     let seconds = began.elapsed().as_secs_f64();
+    let attributes = match &corrections {
+        Some(corrections) => described(arguments, corrections, &spent, seconds),
+        None => vec![],
+    };
     session.work(
-        write_samples_file(&arguments.output, &samples, arguments.force)
+        write_described_samples(&arguments.output, &samples, &attributes, arguments.force)
             .with_context(|| format!("cannot write samples to {}", arguments.output.display())),
     )?;
     info!(
@@ -83,6 +106,55 @@ pub fn run(arguments: &Sample) -> Result<(), Exit> {
         arguments.output.display()
     );
     Ok(())
+}
+
+/// Logs what corrections took, and gives it as attributes of the samples.
+fn described(
+    arguments: &Sample,
+    corrections: &Corrections,
+    spent: &Spent,
+    seconds: f64,
+) -> Vec<(&'static str, Attribute)> {
+    let steps = arguments.correct.unwrap_or(0);
+    let kernel = match arguments.correct_kernel {
+        CorrectionKernel::Mala => "mala",
+        CorrectionKernel::Ula => "ula",
+    };
+    let accepted = spent.acceptance().map_or(String::new(), |rate| {
+        format!(", acceptance {rate:.3}, {:.1} % of the chains moved", 100.0 * spent.moved())
+    });
+    info!(
+        "corrected by {steps} {kernel} steps of size {:.3e}{accepted}, {} evaluations of the target a sample; \
+         {} to adapt the step size, in {:.2} s",
+        corrections.step_size,
+        spent.evaluations_per_sample(),
+        corrections.tuning_evaluations,
+        corrections.tuning_seconds
+    );
+    if spent.divergences() > 0 {
+        warn!(
+            "{} {} in all chains; a smaller --correct-step makes fewer",
+            spent.divergences(),
+            match arguments.correct_kernel {
+                CorrectionKernel::Mala => "proposals were rejected for an error above 1000 in log-density",
+                CorrectionKernel::Ula => "times a chain left for infinity and was put back to its start",
+            }
+        );
+    }
+    let mut attributes: Vec<(&'static str, Attribute)> = vec![
+        ("correction_steps", steps.into()),
+        ("correction_kernel", kernel.into()),
+        ("correction_step_size", corrections.step_size.into()),
+        ("correction_seed", arguments.seed.into()),
+        ("correction_evaluations_per_sample", spent.evaluations_per_sample().into()),
+        ("correction_tuning_evaluations", corrections.tuning_evaluations.into()),
+        ("correction_moved_fraction", spent.moved().into()),
+        ("correction_divergences", spent.divergences().into()),
+        ("correction_tuning_seconds", corrections.tuning_seconds.into()),
+        ("seconds_of_drawing", seconds.into()),
+    ];
+    attributes.extend(spent.acceptance().map(|rate| ("correction_acceptance", rate.into())));
+    attributes
 }
 
 fn weights_path(run: &Path) -> PathBuf {
@@ -100,18 +172,30 @@ fn check_output(path: &Path, force: bool) -> Result<()> {
     Ok(())
 }
 
-fn draw(arguments: &Sample, sampler: &Sampler, device: Device) -> Tensor {
+fn draw(
+    arguments: &Sample,
+    sampler: &Sampler,
+    corrections: Option<&Corrections>,
+    world: &World,
+) -> Result<(Tensor, Spent), McmcError> {
     let sigma = if arguments.clean { 0.0 } else { sampler.output_sigma };
-    let mut progress = Progress::new("sample", 0, arguments.number, arguments.number > MANY);
-    let mut done = 0;
-    let parts: Vec<Tensor> = chunks(arguments.number as i64)
-        .map(|at| {
-            let x = draw_samples(&sampler.network, &sampler.parameters, arguments.seed, at, sigma, device);
-            done += at.1 as u64;
-            progress.set(done, String::new);
-            sampler.to_original(&x).to_device(Device::Cpu)
-        })
-        .collect();
+    let steps = arguments.correct.unwrap_or(0);
+    let is_long = arguments.number.saturating_mul(1 + steps) > MANY;
+    let mut progress = Progress::new("sample", 0, arguments.number, is_long);
+    let (mut parts, mut spent, mut done) = (vec![], Spent::default(), 0);
+    for (chunk, rows) in chunks(arguments.number as i64) {
+        let at = (chunk, rows);
+        let mut x =
+            draw_samples(&sampler.network, &sampler.parameters, arguments.seed, at, sigma, world.device);
+        if let Some(corrections) = corrections {
+            let corrected = corrections.apply(&x, steps, chunk)?;
+            spent.add(&corrected);
+            x = corrected.samples;
+        }
+        done += rows as u64;
+        progress.set(done, String::new);
+        parts.push(sampler.to_original(&x).to_device(Device::Cpu));
+    }
     progress.finish();
-    Tensor::cat(&parts, 0)
+    Ok((Tensor::cat(&parts, 0), spent))
 }

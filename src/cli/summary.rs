@@ -54,6 +54,9 @@ pub struct ComparisonRow {
     pub network_evaluations_per_sample: u64,
     /// Seconds for all samples on all ranks.
     pub seconds: f64,
+    /// Mean acceptance probability of its Markov steps, where they are accepted or rejected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acceptance: Option<f64>,
     /// The metrics.
     pub metrics: BTreeMap<String, Score>,
 }

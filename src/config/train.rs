@@ -176,6 +176,9 @@ pub struct EvaluateSection {
     pub langevin_sigma: [f64; 2],
     /// Step size of annealed Langevin, as a fraction of the variance sigma² of each level.
     pub langevin_step_size: f64,
+    /// The sampler's draws moved on by these many MALA steps on its target stand beside it in `dft evaluate`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub corrections: Vec<u64>,
 }
 
 impl Default for EvaluateSection {
@@ -191,6 +194,7 @@ impl Default for EvaluateSection {
             langevin_steps: vec![],
             langevin_sigma: [3.0, 0.1],
             langevin_step_size: 0.5,
+            corrections: vec![],
         }
     }
 }
@@ -321,6 +325,12 @@ impl TrainFile {
                 "evaluate.langevin_sigma",
                 &betas(&evaluate.langevin_sigma),
                 "[high, low] with high ≥ low > 0",
+            ),
+            (
+                evaluate.corrections.iter().all(|&steps| steps > 0),
+                "evaluate.corrections",
+                &format!("{:?}", evaluate.corrections),
+                "numbers of steps above 0; draws without corrections always have a row",
             ),
         ])?;
         self.check_features()?;

@@ -6,6 +6,7 @@
 
 mod adaptation;
 mod annealed;
+mod correction;
 mod evaluator;
 mod kernel;
 mod langevin;
@@ -18,6 +19,7 @@ mod surrogate;
 mod svgd;
 
 pub use annealed::AnnealedLangevin;
+pub use correction::{Corrected, Correction};
 pub use run::McmcRun;
 pub use surrogate::Surrogate;
 

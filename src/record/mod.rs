@@ -19,7 +19,7 @@ mod series;
 pub use reader::RunReader;
 pub use recover::{recover, start_after};
 pub use run_file::RunFile;
-pub use samples_file::write_samples_file;
+pub use samples_file::{write_described_samples, write_samples_file};
 
 /// What a dataset is called and what its numbers mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,9 +10,9 @@ use ndarray::{ArrayView, IxDyn};
 use ndarray_npy::WriteNpyExt;
 use tch::{Device, Kind, Tensor};
 
-use super::array;
 use super::file::create_or_replace;
 use super::layout::write_draws;
+use super::{Attribute, array};
 
 /// Chains into which independent samples are cut when their number allows it: the number at which R-hat and
 /// effective sample sizes of ArviZ work without a warning.
@@ -26,6 +26,20 @@ const CHAINS: i64 = 4;
 /// # Errors
 /// For any other extension, and when the file exists unless `force` is set.
 pub fn write_samples_file(path: impl AsRef<Path>, samples: &Tensor, force: bool) -> Result<()> {
+    write_described_samples(path, samples, &[], force)
+}
+
+/// As [`write_samples_file`], with what is to be known of the samples: attributes of `/posterior`, which ArviZ and
+/// xarray show. `.npy` has no place for them.
+///
+/// # Errors
+/// As [`write_samples_file`], and for text with a NUL.
+pub fn write_described_samples(
+    path: impl AsRef<Path>,
+    samples: &Tensor,
+    attributes: &[(&str, Attribute)],
+    force: bool,
+) -> Result<()> {
     let path = path.as_ref();
     ensure!(
         force || !path.exists(),
@@ -36,7 +50,7 @@ pub fn write_samples_file(path: impl AsRef<Path>, samples: &Tensor, force: bool)
     // Written under another name and renamed, so that a reader never meets half a file.
     let partial = partial_path(path);
     match path.extension().and_then(|extension| extension.to_str()) {
-        Some("h5") => write_hdf5(&partial, samples),
+        Some("h5") => write_hdf5(&partial, samples, attributes),
         Some("npy") => write_npy(&partial, samples),
         _ => bail!("{} has to end in .h5 or .npy", path.display()),
     }
@@ -50,13 +64,15 @@ fn partial_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-fn write_hdf5(path: &Path, samples: &Tensor) -> Result<()> {
+fn write_hdf5(path: &Path, samples: &Tensor, attributes: &[(&str, Attribute)]) -> Result<()> {
     let count = samples.size()[0];
     let chains = if count > 0 && count % CHAINS == 0 { CHAINS } else { 1 };
     let mut shape = vec![chains, count / chains];
     shape.extend_from_slice(&samples.size()[1..]);
     let file = create_or_replace(path)?;
-    write_draws(&file.create_group("posterior")?, &samples.f_reshape(&shape)?)?;
+    let group = file.create_group("posterior")?;
+    write_draws(&group, &samples.f_reshape(&shape)?)?;
+    attributes.iter().try_for_each(|(name, value)| array::set_attribute(&group, name, value))?;
     Ok(file.close()?)
 }
 
