@@ -2,8 +2,6 @@
 //!
 //! It starts the world exactly as training does, so what it shows is what a run would get.
 
-use std::time::Instant;
-
 use anyhow::{Context, bail};
 use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use serde::{Deserialize, Serialize};
@@ -174,19 +172,12 @@ fn libtorch() -> String {
 
 /// Sums rank + 1 in 4 Mi places on the device; the seconds of the fastest of five.
 fn timed_all_reduce(world: &World) -> anyhow::Result<f64> {
-    let collective = world.collective();
     let wanted = (world.size * (world.size + 1) / 2) as f64;
     let mut fastest = f64::INFINITY;
     // The first round only warms up: connections are made on first use.
     for round in 0..=REPEATS {
         let mut buffer = Tensor::full([ELEMENTS], (world.rank + 1) as f64, (Kind::Float, world.device));
-        collective.barrier()?;
-        let start = Instant::now();
-        collective.all_reduce_sum(&mut buffer)?;
-        if let Device::Cuda(ordinal) = world.device {
-            tch::Cuda::synchronize(ordinal as i64);
-        }
-        let seconds = start.elapsed().as_secs_f64();
+        let seconds = world.time_all_reduce(&mut buffer)?;
         if round > 0 {
             fastest = fastest.min(seconds);
         }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use comfy_table::{Table, presets};
@@ -96,14 +96,9 @@ fn measure(world: &World, bytes: usize) -> Result<Option<Link>, CommError> {
         let mut buffer = Tensor::zeros([numbers], (Kind::Float, world.device));
         let mut fastest = f64::INFINITY;
         for round in 0..=ROUNDS {
-            world.collective().barrier()?;
-            let started = Instant::now();
-            world.collective().all_reduce_sum(&mut buffer)?;
-            if let Device::Cuda(ordinal) = world.device {
-                tch::Cuda::synchronize(ordinal as i64);
-            }
+            let seconds = world.time_all_reduce(&mut buffer)?;
             if round > 0 {
-                fastest = fastest.min(started.elapsed().as_secs_f64());
+                fastest = fastest.min(seconds);
             }
         }
         Ok::<f64, CommError>(fastest)

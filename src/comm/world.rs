@@ -1,11 +1,11 @@
 //! A rank's place in the job: how it joins, what it can ask of the others, and how it leaves.
 
 use std::rc::{Rc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mpi::environment::{Threading, Universe};
 use mpi::traits::Communicator;
-use tch::Device;
+use tch::{Device, Tensor};
 
 use super::control::Control;
 use super::mpi::Mpi;
@@ -216,6 +216,20 @@ impl World {
     /// The same collectives for something that is kept, such as a target whose data are spread over the ranks.
     pub fn shared_collective(&self) -> SharedCollective {
         SharedCollective { rank: self.rank, size: self.size, collective: Rc::downgrade(&self.collective) }
+    }
+
+    /// Seconds of an all-reduce of `buffer` that all ranks begin together, until its result is there.
+    ///
+    /// # Errors
+    /// If a collective fails.
+    pub fn time_all_reduce(&self, buffer: &mut Tensor) -> Result<f64, CommError> {
+        self.collective().barrier()?;
+        let started = Instant::now();
+        self.collective().all_reduce_sum(buffer)?;
+        if let Device::Cuda(ordinal) = self.device {
+            tch::Cuda::synchronize(ordinal as i64);
+        }
+        Ok(started.elapsed().as_secs_f64())
     }
 
     /// Whether this is rank 0, which alone writes files and prints.

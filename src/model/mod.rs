@@ -21,4 +21,4 @@ pub use lenet::LeNet;
 pub use parameters::{Layout, Parameters, Slot, Weights};
 pub use sampler::{SamplerNetwork, SamplerSpec};
 pub use score::{Base, ScoreNetwork, ScoreSpec};
-pub use weights_file::{COORDINATES, WeightsError, WeightsFile, write_atomically};
+pub use weights_file::{COORDINATES, WeightsError, WeightsFile, replace_atomically, write_atomically};

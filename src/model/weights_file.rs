@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -191,13 +190,24 @@ impl WeightsFile {
 /// # Errors
 /// If the directory cannot be written or the disk is full; the temporary file is removed.
 pub fn write_atomically(path: &Path, contents: &[u8]) -> std::io::Result<()> {
+    replace_atomically(path, |temporary| fs::write(temporary, contents))
+}
+
+/// As [`write_atomically`] for a file that `make` brings to the temporary name it is given.
+///
+/// # Errors
+/// If `make` fails, or the file cannot be synced or renamed; the temporary one is then removed.
+pub fn replace_atomically(
+    path: &Path,
+    make: impl FnOnce(&Path) -> std::io::Result<()>,
+) -> std::io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".partial");
+    let temporary = Path::new(&temporary);
     let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(contents)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
+        make(temporary)?;
+        File::open(temporary)?.sync_all()?;
+        fs::rename(temporary, path)?;
         // The rename itself lasts only once the directory is on disk.
         match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             Some(parent) => File::open(parent)?.sync_all(),
@@ -205,7 +215,7 @@ pub fn write_atomically(path: &Path, contents: &[u8]) -> std::io::Result<()> {
         }
     };
     write().inspect_err(|_| {
-        let _ = fs::remove_file(&temporary);
+        let _ = fs::remove_file(temporary);
     })
 }
 

@@ -4,7 +4,7 @@
 //! power, can leave a file that does not open or has holes. Hence a copy at every checkpoint, written like a
 //! checkpoint: under a temporary name, synced, renamed.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -15,6 +15,7 @@ use super::layout::group_names;
 use super::reader::RunReader;
 use super::series::INDEX;
 use super::{Attribute, RunFile, array};
+use crate::model::replace_atomically;
 
 /// Attribute of `/`: iterations that were done when the file was created; its rows begin after them.
 const RECORDS_AFTER: &str = "records_after_iteration";
@@ -120,16 +121,7 @@ fn check(path: &Path, group: &str, last_iteration: u64) -> Result<()> {
 }
 
 fn copy_durably(from: &Path, to: &Path) -> Result<()> {
-    let partial = with_suffix(to, ".partial");
-    let copy = || {
-        fs::copy(from, &partial)?;
-        File::open(&partial)?.sync_all()?;
-        fs::rename(&partial, to)
-    };
-    copy()
-        .inspect_err(|_| {
-            let _ = fs::remove_file(&partial);
-        })
+    replace_atomically(to, |partial| fs::copy(from, partial).map(|_| ()))
         .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))
 }
 
