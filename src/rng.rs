@@ -42,6 +42,10 @@ pub enum Stream {
     MiniBatch = 11,
     /// Points around samples at which the target with noise is estimated.
     Probes = 12,
+    /// Latents of the warm start.
+    WarmStart = 13,
+    /// Data, restarts and noise of the chains that an energy is contrasted with.
+    Contrast = 14,
 }
 
 /// A generator for one (run, stream, iteration, shard).

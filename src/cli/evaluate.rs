@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 use super::arguments::{CorrectionKernel, Evaluate};
 use super::corrections::{CorrectionTarget, Corrections, Spent};
-use super::metrics::{Inputs, Measure, Scores, draw_samples};
+use super::metrics::{Inputs, Measure, OF_IMAGES, Scores, draw_samples};
 use super::progress::Progress;
 use super::sample::{Sampler, load_sampler};
 use super::session::{Exit, Session};
@@ -231,23 +231,16 @@ fn table(rows: &[ComparisonRow]) -> Table {
         "energy gradients a sample".to_string(),
         format!("seconds for {samples}"),
     ];
-    header.extend(first.keys().map(|name| match name.as_str() {
-        "fd_lenet" => "FD-LeNet".to_string(),
-        "fd" => "FD".to_string(),
-        "pixel_deviation" => "pixel sd".to_string(),
-        other => other.to_string(),
-    }));
+    let shown: Vec<&(&str, &str)> = OF_IMAGES.iter().filter(|(name, _)| first.contains_key(*name)).collect();
+    header.extend(shown.iter().map(|(_, heading)| heading.to_string()));
     let has_acceptance = rows.iter().any(|row| row.acceptance.is_some());
     header.extend(has_acceptance.then(|| "acceptance".to_string()));
     table.set_header(header);
     for row in rows {
         let mut cells = vec![row.sampler.clone(), row.target_evaluations_per_sample.to_string()];
         cells.push(if row.seconds > 0.0 { format!("{:.2}", row.seconds) } else { "–".to_string() });
-        cells.extend(
-            first
-                .keys()
-                .map(|name| row.metrics.get(name).map_or("–".into(), |s| format!("{:.3}", s.value))),
-        );
+        let value = |name: &str| row.metrics.get(name).map_or("–".into(), |s| format!("{:.3}", s.value));
+        cells.extend(shown.iter().map(|(name, _)| value(name)));
         if has_acceptance {
             cells.push(row.acceptance.map_or("–".into(), |rate| format!("{rate:.3}")));
         }

@@ -10,7 +10,7 @@ use crate::comm::World;
 use crate::config::{EvaluateSection, Features, MethodSection, TargetSection};
 use crate::data::{Mnist, Split};
 use crate::metric::{
-    Extractor, Moments, PointError, PointPlan, PointReference, Reference, chunks, exact_samples,
+    Extractor, Moments, PointError, PointPlan, PointReference, Reference, Seen, chunks, exact_samples,
 };
 use crate::model::{Parameters, SamplerNetwork};
 use crate::rng::{Generator, Stream};
@@ -32,12 +32,26 @@ impl NotFinite {
 /// How many samples of an evaluation are kept for pictures and records.
 pub const SHOWN: i64 = 100;
 
-/// A reference and its floor for a number of samples.
+/// Metrics of images as tables show them, in their order: name and heading. What is not here (the share of each class)
+/// is in the records.
+pub const OF_IMAGES: [(&str, &str); 8] = [
+    ("fd_lenet", "FD-LeNet"),
+    ("fd", "FD"),
+    ("pixel_deviation", "pixel sd"),
+    ("class_entropy", "class entropy"),
+    ("class_least", "rarest class"),
+    ("class_most", "commonest class"),
+    ("unsure", "unsure"),
+    ("nearest_image", "nearest image"),
+];
+
+/// A reference and its floors for a number of samples.
 pub struct Measure {
     reference: Reference,
     samples: i64,
-    fd_floor: f64,
-    deviation_floor: Option<f64>,
+    floor: Seen,
+    /// Of images.
+    nearest_floor: Option<f64>,
 }
 
 /// The scores of a set of samples.
@@ -118,16 +132,17 @@ impl Inputs {
     pub fn measure(self, world: &World) -> Result<Measure> {
         let is_image = self.real.dim() == 4;
         let reference = Reference::new(self.extractor, &self.real, world)?;
-        let (fd_floor, deviation) = reference.floor(self.samples, world)?;
-        if !fd_floor.is_finite() {
+        let floor = reference.floor(self.samples, world)?;
+        if !reference.distance(&floor).is_finite() {
             bail!(
                 "the extractor {} gives features that are not finite for some of the real samples, though not for the \
                  first; look for a division by 0 or a logarithm in it",
                 reference.extractor().identity().0
             );
         }
-        let deviation_floor = is_image.then_some(deviation);
-        Ok(Measure { reference, samples: self.samples, fd_floor, deviation_floor })
+        let shown = self.samples.min(SHOWN);
+        let nearest_floor = is_image.then(|| reference.nearest(&reference.real(shown)));
+        Ok(Measure { reference, samples: self.samples, floor, nearest_floor })
     }
 }
 
@@ -150,21 +165,36 @@ impl Measure {
 
     /// Scores of the real samples themselves: the floors.
     pub fn floors(&self) -> BTreeMap<String, Score> {
-        self.named("", self.fd_floor, self.deviation_floor)
+        self.named("", &self.floor, self.nearest_floor)
     }
 
-    fn named(&self, suffix: &str, fd: f64, deviation: Option<f64>) -> BTreeMap<String, Score> {
-        let score = |value: f64, floor: f64| Score {
-            value,
-            deviation: None,
-            floor: Some(floor),
-            floor_deviation: None,
-            samples: self.samples as u64,
+    /// Scores by name. `nearest` is of images alone, as is what depends on pixels and classes.
+    fn named(&self, suffix: &str, seen: &Seen, nearest: Option<f64>) -> BTreeMap<String, Score> {
+        let mut metrics = BTreeMap::new();
+        let mut add = |name: &str, value: f64, floor: f64, samples: i64| {
+            let score = Score {
+                value,
+                deviation: None,
+                floor: Some(floor),
+                floor_deviation: None,
+                samples: samples as u64,
+            };
+            metrics.insert(format!("{name}{suffix}"), score);
         };
-        let fd_name = format!("{}{suffix}", self.reference.extractor().metric());
-        let mut metrics = BTreeMap::from([(fd_name, score(fd, self.fd_floor))]);
-        if let (Some(value), Some(floor)) = (deviation, self.deviation_floor) {
-            metrics.insert(format!("pixel_deviation{suffix}"), score(value, floor));
+        let (floor, samples) = (&self.floor, self.samples);
+        let distance = |seen| self.reference.distance(seen);
+        add(self.reference.extractor().metric(), distance(seen), distance(floor), samples);
+        let (Some(nearest), Some(nearest_floor)) = (nearest, self.nearest_floor) else { return metrics };
+        add("pixel_deviation", seen.spread.value(), floor.spread.value(), samples);
+        add("nearest_image", nearest, nearest_floor, samples.min(SHOWN));
+        if let (Some(classes), Some(real)) = (&seen.classes, &floor.classes) {
+            add("class_entropy", classes.entropy(), real.entropy(), samples);
+            add("class_least", classes.least_against(real), 1.0, samples);
+            add("class_most", classes.most_against(real), 1.0, samples);
+            add("unsure", classes.unsure(), real.unsure(), samples);
+            for (class, (share, real)) in classes.shares().into_iter().zip(real.shares()).enumerate() {
+                add(&format!("class_{class}"), share, real, samples);
+            }
         }
         metrics
     }
@@ -181,27 +211,23 @@ impl Measure {
         mut draw: impl FnMut(u64, i64) -> Tensor,
     ) -> Result<Scores> {
         let mut shown = None;
-        let (moments, spread) = self.reference.measure(self.samples, world, |chunk, rows| {
+        let seen = self.reference.measure(self.samples, world, |chunk, rows| {
             let x = draw(chunk, rows);
             if chunk == 0 {
                 shown = Some(x.narrow(0, 0, rows.min(SHOWN)).contiguous());
             }
             x
         })?;
-        if !moments.is_finite() {
+        if !seen.moments.is_finite() {
             return Err(NotFinite("samples hold values that are not finite".into()).into());
         }
         // Chunk 0 belongs to rank 0; the others make room for what it sends.
         let shape = [&[self.samples.min(SHOWN)], &self.reference.real(1).size()[1..]].concat();
         let mut shown = shown.unwrap_or_else(|| Tensor::zeros(shape, (tch::Kind::Float, world.device)));
         world.collective().broadcast(&mut shown, 0)?;
-        let fd = moments.distance(self.reference.moments());
-        let deviation = self.deviation_floor.map(|_| spread.value());
-        Ok(Scores {
-            metrics: self.named(suffix, fd, deviation),
-            moments,
-            shown: shown.to_device(Device::Cpu),
-        })
+        let shown = shown.to_device(Device::Cpu);
+        let nearest = self.nearest_floor.map(|_| self.reference.nearest(&shown));
+        Ok(Scores { metrics: self.named(suffix, &seen, nearest), moments: seen.moments, shown })
     }
 }
 

@@ -59,6 +59,7 @@ pub struct RunObserver<'a> {
     record: Option<RunFile>,
     is_shown: bool,
     progress: Progress,
+    warm_start: Option<Progress>,
     /// Noise that is added to the samples.
     sigma: f64,
     /// The latest scores.
@@ -71,6 +72,10 @@ pub struct RunObserver<'a> {
 impl Observer for RunObserver<'_> {
     fn observe(&mut self, event: &Event) -> Result<()> {
         match event {
+            Event::WarmStart(done, total, loss) => {
+                self.warm_start(*done, *total, *loss);
+                Ok(())
+            }
             Event::Warmup(done, total, loss) => {
                 if *done == *total && self.is_shown {
                     info!("score network warmed up: {total} updates, loss {loss:.3}");
@@ -115,6 +120,7 @@ impl<'a> RunObserver<'a> {
             record,
             is_shown,
             progress: Progress::new("train", first, plan.file.train.iterations, is_shown),
+            warm_start: None,
             sigma: output_sigma(&plan.file.method, is_tempered),
             metrics: BTreeMap::new(),
             steady: Steady::default(),
@@ -125,6 +131,21 @@ impl<'a> RunObserver<'a> {
     /// Brings what was recorded to disk.
     pub fn flush(&mut self) -> Result<()> {
         self.record.as_mut().map_or(Ok(()), RunFile::flush)
+    }
+
+    /// Shows the warm start, which may take minutes.
+    fn warm_start(&mut self, done: u64, total: u64, loss: f64) {
+        let is_shown = self.is_shown;
+        let shown = self.warm_start.get_or_insert_with(|| Progress::new("warm start", done - 1, total, is_shown));
+        shown.set(done, || format!("squared distance {loss:.3}"));
+        if done == total {
+            if let Some(shown) = self.warm_start.take() {
+                shown.finish();
+            }
+            if is_shown {
+                info!("the sampler starts at a squared distance of {loss:.3} from the ends of the chains");
+            }
+        }
     }
 
     fn iteration(&mut self, row: &Row) -> Result<()> {

@@ -88,6 +88,82 @@ pub struct EnergySection {
     pub sigma0: f64,
     /// Band of noise levels of the training loss.
     pub sigma: [f64; 2],
+    /// Power p of the weight (1 + sigma²/sigma_data²)^p that a level has in the loss besides 1/sigma², its mean over the
+    /// band being 1. At 0, as in the source, nearly all weight is on levels where the class is long decided; 1 is
+    /// that of Karras et al. (2022).
+    #[serde(default)]
+    pub weight_power: f64,
+    /// Standard deviation of the data around their mean, in units of pixels.
+    #[serde(default = "default_sigma_data")]
+    pub sigma_data: f64,
+}
+
+fn default_sigma_data() -> f64 {
+    0.33
+}
+
+/// `[contrast]`: persistent chains that the energy is contrasted with towards the end of training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContrastSection {
+    /// Fraction of the iterations after which it begins.
+    pub from: f64,
+    /// Weight of the mean difference of energies, in nats, beside the denoising loss.
+    pub weight: f64,
+    /// Chains in all: a multiple of train.batch, as one of those of each row moves in an update.
+    pub chains: usize,
+    /// Langevin steps of a chain in an update.
+    pub steps: u64,
+    /// Size of these steps, as a fraction of the variance sigma² of the chain's level.
+    pub step_size: f64,
+    /// Band of the chains' noise levels; each keeps its own.
+    pub sigma: [f64; 2],
+    /// Probability that a chain starts anew from noisy data before it moves.
+    pub restart: f64,
+}
+
+impl Default for ContrastSection {
+    fn default() -> Self {
+        ContrastSection {
+            from: 0.75,
+            weight: 0.2,
+            chains: 960,
+            steps: 5,
+            step_size: 0.4,
+            sigma: [0.1, 2.0],
+            restart: 0.01,
+        }
+    }
+}
+
+impl ContrastSection {
+    fn check(&self, batch: usize) -> Result<(), ConfigError> {
+        let [low, high] = self.sigma;
+        require(&[
+            ((0.0..1.0).contains(&self.from), "contrast.from", &self.from, "a fraction 0 to 1, below 1"),
+            (self.weight > 0.0, "contrast.weight", &self.weight, "above 0; leave [contrast] out for none"),
+            (
+                self.chains > 0 && self.chains.is_multiple_of(batch),
+                "contrast.chains",
+                &self.chains,
+                &format!("a multiple of train.batch = {batch}"),
+            ),
+            (self.steps > 0, "contrast.steps", &self.steps, "1 or more"),
+            (
+                self.step_size > 0.0 && self.step_size < 2.0,
+                "contrast.step_size",
+                &self.step_size,
+                "a number between 0 and 2 (at 2 the chain is unstable)",
+            ),
+            (
+                low > 0.0 && low <= high,
+                "contrast.sigma",
+                &format!("[{low}, {high}]"),
+                "[low, high] with 0 < low ≤ high",
+            ),
+            ((0.0..=1.0).contains(&self.restart), "contrast.restart", &self.restart, "a probability"),
+        ])
+    }
 }
 
 /// What a user writes for `dft fit-energy`.
@@ -101,6 +177,9 @@ pub struct EnergyFile {
     pub compute: ComputeSection,
     /// `[energy]`.
     pub energy: EnergySection,
+    /// `[contrast]`; none if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contrast: Option<ContrastSection>,
     /// `[train]`.
     #[serde(default)]
     pub train: FitSection,
@@ -152,7 +231,15 @@ impl EnergyFile {
                 &format!("[{low}, {high}]"),
                 "[low, high] with 0 < low ≤ high",
             ),
+            (
+                (0.0..=2.0).contains(&self.energy.weight_power),
+                "energy.weight_power",
+                &self.energy.weight_power,
+                "a number 0 to 2",
+            ),
+            (self.energy.sigma_data > 0.0, "energy.sigma_data", &self.energy.sigma_data, "a number above 0"),
         ])?;
+        self.contrast.iter().try_for_each(|contrast| contrast.check(self.train.batch))?;
         Ok(EnergyPlan { file: self })
     }
 }

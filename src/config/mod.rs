@@ -13,12 +13,13 @@ mod method;
 mod network;
 mod run;
 mod train;
+mod warm_start;
 
 pub use compare::{
     Budget, CompareFile, ComparePlan, CompareRunSection, MethodEntry, PointScoreSection, Statistic,
     TargetEntry,
 };
-pub use fit::{EnergyFile, EnergyPlan, EnergySection, FeaturesFile, FeaturesPlan, FitSection};
+pub use fit::{ContrastSection, EnergyFile, EnergyPlan, EnergySection, FeaturesFile, FeaturesPlan, FitSection};
 pub use fitted::{FittedSection, MeanFieldSettings};
 pub use load::{ConfigError, load, parse};
 pub use logistic::{LogisticSection, Scaling};
@@ -32,3 +33,4 @@ pub use network::{
 };
 pub use run::{ComputeSection, DeviceRequest, Reduction, RunSection};
 pub use train::{CheckpointSection, EvaluateSection, Features, Plan, TrainFile, TrainSection};
+pub use warm_start::WarmStartSection;

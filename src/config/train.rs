@@ -8,6 +8,7 @@ use super::load::ConfigError;
 use super::method::{FieldKind, MethodSection, Schedule, Variance};
 use super::network::{SamplerSection, ScoreBase, ScoreKind, ScoreSection, TargetSection};
 use super::run::{ComputeSection, Reduction, RunSection, require};
+use super::warm_start::WarmStartSection;
 
 /// What a user writes for `dft train`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +27,9 @@ pub struct TrainFile {
     pub score: ScoreSection,
     /// `[method]`.
     pub method: MethodSection,
+    /// `[warm_start]`; none if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warm_start: Option<WarmStartSection>,
     /// `[train]`.
     pub train: TrainSection,
     /// `[evaluate]`.
@@ -233,6 +237,7 @@ impl TrainFile {
         let (train, evaluate) = (&self.train, &self.evaluate);
         self.compute.check("train.batch", train.batch, world_size)?;
         self.method.check()?;
+        self.warm_start.iter().try_for_each(WarmStartSection::check)?;
         let betas_hold = |betas: &[f64; 2]| betas.iter().all(|beta| (0.0..1.0).contains(beta));
         let betas = |betas: &[f64; 2]| format!("[{}, {}]", betas[0], betas[1]);
         require(&[

@@ -7,10 +7,12 @@
 
 mod field;
 mod fisher;
+mod flow;
 mod perturb;
 mod score;
 
 pub use field::{Cotangents, FieldValue, ScoreCotangent, cotangents, sampler_field};
 pub use fisher::fisher_field;
+pub use flow::ProbabilityFlow;
 pub use perturb::Perturbed;
 pub use score::{ScoreAt, ScoreLoss, score_loss, score_loss_and_products, score_product};

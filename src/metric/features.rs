@@ -191,6 +191,16 @@ impl Extractor {
         })
     }
 
+    /// Class probabilities `[B, C]` of samples with these features `[B, F]`, if the extractor is a classifier's.
+    pub fn probabilities(&self, features: &Tensor) -> Option<Tensor> {
+        match self {
+            Extractor::LeNet { network, parameters, .. } => {
+                Some(no_grad(|| network.logits(parameters.frozen(), features).softmax(1, Kind::Float)))
+            }
+            Extractor::Identity | Extractor::TorchScript { .. } => None,
+        }
+    }
+
     /// Name of the Fréchet distance on these features: `fd_lenet`, or `fd` for any other.
     pub fn metric(&self) -> &'static str {
         match self {

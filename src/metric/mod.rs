@@ -2,6 +2,7 @@
 
 mod assignment;
 mod chunks;
+mod classes;
 mod cloud;
 mod diagnostics;
 mod features;
@@ -10,6 +11,7 @@ mod ksd;
 mod mmd;
 mod modes;
 mod moments;
+mod nearest;
 mod points;
 mod posterior;
 mod reference;
@@ -18,6 +20,7 @@ mod spread;
 mod wasserstein;
 
 pub use chunks::{chunks, chunks_of_rank, sum_over_chunks};
+pub use classes::ClassCounts;
 pub use cloud::Cloud;
 pub use diagnostics::{Diagnostics, diagnose, ess_bulk, ess_mean, ess_tail, r_hat};
 pub use features::{Extractor, FeaturesError};
@@ -26,8 +29,9 @@ pub use ksd::{Ksd, ksd, ksd_over_ranks};
 pub use mmd::{MmdKernel, mmd};
 pub use modes::ModeCover;
 pub use moments::{coordinate_moments, rayleigh};
+pub use nearest::nearest_distances;
 pub use points::{Measured, PointError, PointPlan, PointReference};
 pub use posterior::{CalibrationBin, PosteriorError, PosteriorReference, Prediction, predict};
-pub use reference::{Reference, exact_samples};
+pub use reference::{Reference, Seen, exact_samples};
 pub use spread::PixelSpread;
 pub use wasserstein::{sliced_w2, w2};

@@ -3,8 +3,10 @@
 use tch::{Device, Kind, Tensor};
 
 use super::chunks::{CHUNK, sum_over_chunks};
+use super::classes::ClassCounts;
 use super::features::Extractor;
 use super::frechet::Moments;
+use super::nearest::nearest_distances;
 use super::spread::PixelSpread;
 use crate::comm::{CommError, World};
 use crate::rng::{Generator, Stream};
@@ -13,11 +15,24 @@ use crate::target::Target;
 /// Rows of exact samples that stand for a target with a sampler of its own.
 const EXACT_ROWS: i64 = 60_000;
 
-/// Statistics of the reference half, and the real samples of the other half.
+/// The reference half and its statistics, and the real samples of the other half.
 pub struct Reference {
     extractor: Extractor,
     moments: Moments,
+    /// Number of the extractor's classes, if it has any.
+    classes: Option<i64>,
+    half: Tensor,
     other_half: Tensor,
+}
+
+/// What was seen in a number of samples, over all ranks.
+pub struct Seen {
+    /// Of their features.
+    pub moments: Moments,
+    /// Of their pixels.
+    pub spread: PixelSpread,
+    /// Of their classes, if the extractor is a classifier's.
+    pub classes: Option<ClassCounts>,
 }
 
 /// Exact samples that stand for a target with a sampler of its own, `[60000, …]` on the CPU: they belong to
@@ -40,13 +55,14 @@ impl Reference {
         let other_half = data.index_select(0, &order.narrow(0, 0, half));
         let reference = data.index_select(0, &order.narrow(0, half, half));
         let first = extractor.features(&reference.narrow(0, 0, CHUNK.min(half)).to_device(world.device));
+        let classes = extractor.probabilities(&first).map(|probabilities| probabilities.size()[1]);
         let mut moments = Moments::new(&first.to_kind(Kind::Double).mean_dim(0i64, false, None));
         let sums = sum_over_chunks(half, moments.length(), world, |chunk, rows| {
             let x = reference.narrow(0, chunk as i64 * CHUNK, rows).to_device(world.device);
             moments.sums_of(&extractor.features(&x))
         })?;
         moments.add_sums(&sums);
-        Ok(Reference { extractor, moments, other_half })
+        Ok(Reference { extractor, moments, classes, half: reference, other_half })
     }
 
     /// The extractor.
@@ -67,8 +83,7 @@ impl Reference {
         self.other_half.narrow(0, 0, rows)
     }
 
-    /// Moments of features and spread of pixels of what `samples`(chunk, rows) returns for the chunks of this rank,
-    /// over all ranks.
+    /// What is seen in what `samples`(chunk, rows) returns for the chunks of this rank, over all ranks.
     ///
     /// # Errors
     /// If a collective fails.
@@ -77,28 +92,44 @@ impl Reference {
         rows: i64,
         world: &World,
         mut samples: impl FnMut(u64, i64) -> Tensor,
-    ) -> Result<(Moments, PixelSpread), CommError> {
+    ) -> Result<Seen, CommError> {
         let mut moments = Moments::new(&self.moments.mean());
         let mut spread = PixelSpread::new(self.other_half.size()[1..].iter().product());
+        let mut classes = self.classes.map(ClassCounts::new);
         let (of_features, of_pixels) = (moments.length(), spread.length());
-        let sums = sum_over_chunks(rows, of_features + of_pixels, world, |chunk, rows| {
+        let of_classes = classes.as_ref().map_or(0, ClassCounts::length);
+        let sums = sum_over_chunks(rows, of_features + of_pixels + of_classes, world, |chunk, rows| {
             let x = samples(chunk, rows);
-            Tensor::cat(&[moments.sums_of(&self.extractor.features(&x)), PixelSpread::sums_of(&x)], 0)
+            let features = self.extractor.features(&x);
+            let mut sums = vec![moments.sums_of(&features), PixelSpread::sums_of(&x)];
+            sums.extend(self.extractor.probabilities(&features).map(|p| ClassCounts::sums_of(&p)));
+            Tensor::cat(&sums, 0)
         })?;
         moments.add_sums(&sums.narrow(0, 0, of_features));
         spread.add_sums(&sums.narrow(0, of_features, of_pixels));
-        Ok((moments, spread))
+        if let Some(classes) = &mut classes {
+            classes.add_sums(&sums.narrow(0, of_features + of_pixels, of_classes));
+        }
+        Ok(Seen { moments, spread, classes })
     }
 
-    /// Scores of `rows` real samples: the Fréchet distance's floor for this count, and the pixel deviation
-    /// that perfect samples would have.
+    /// What is seen in `rows` real samples that the reference does not contain: what perfect samples would score.
     ///
     /// # Errors
     /// If a collective fails.
-    pub fn floor(&self, rows: i64, world: &World) -> Result<(f64, f64), CommError> {
-        let (moments, spread) = self.measure(rows, world, |chunk, rows| {
+    pub fn floor(&self, rows: i64, world: &World) -> Result<Seen, CommError> {
+        self.measure(rows, world, |chunk, rows| {
             self.other_half.narrow(0, chunk as i64 * CHUNK, rows).to_device(world.device)
-        })?;
-        Ok((moments.distance(&self.moments), spread.value()))
+        })
+    }
+
+    /// Distance of the features to those of the reference.
+    pub fn distance(&self, seen: &Seen) -> f64 {
+        seen.moments.distance(&self.moments)
+    }
+
+    /// Median over samples `[n, …]` of the distance to the nearest image of the reference, in units of one pixel's range.
+    pub fn nearest(&self, samples: &Tensor) -> f64 {
+        nearest_distances(&samples.to_device(Device::Cpu), &self.half).median().double_value(&[])
     }
 }

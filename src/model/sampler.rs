@@ -120,6 +120,20 @@ impl SamplerNetwork {
         }
     }
 
+    /// The part `[B, …shape]` of latents that has the shape of a sample: all of it (`unet`), the first D numbers (`mlp`),
+    /// or the noise that is added to the image (`generator`).
+    pub fn latent_in_sample_space(&self, z: &Tensor) -> Tensor {
+        let dimension: i64 = self.spec.shape.iter().product();
+        match self.trunk {
+            Trunk::Mlp(_) => z.narrow(1, 0, dimension),
+            Trunk::Unet(_) => z.shallow_clone(),
+            Trunk::Generator { .. } => {
+                let shape = [&[z.size()[0]], self.spec.shape.as_slice()].concat();
+                z.narrow(1, self.spec.latent, dimension).reshape(shape)
+            }
+        }
+    }
+
     /// One sample per latent: `z` of [`latent_shape`](Self::latent_shape) to x0 `[B, …shape]`.
     ///
     /// - `mlp`: x0 = offset + scale·(z·exp(gate(z)) + shift(z)); gate and shift start at zero, so the first

@@ -25,7 +25,17 @@ impl Adam {
 
     /// Moves `flat` `[P]` one step of size `learning_rate` against `gradient` `[P]`, in place.
     pub fn update(&mut self, flat: &Tensor, gradient: &Tensor, learning_rate: f64) {
-        let [beta1, beta2] = self.betas;
+        self.update_with(self.betas, flat, gradient, learning_rate);
+    }
+
+    /// As [`update`](Self::update), with other decay rates. They are not to change between two clearings of the state.
+    pub fn update_with(
+        &mut self,
+        [beta1, beta2]: [f64; 2],
+        flat: &Tensor,
+        gradient: &Tensor,
+        learning_rate: f64,
+    ) {
         self.updates += 1;
         let correction = |beta: f64| 1.0 - beta.powf(self.updates as f64);
         let step = learning_rate / correction(beta1);
@@ -37,6 +47,15 @@ impl Adam {
             let _ = self.square.g_add_(&(gradient.square() * (1.0 - beta2)));
             let denominator = self.square.sqrt() / root + EPSILON;
             let _ = flat.shallow_clone().g_sub_(&(&self.mean / denominator * step));
+        });
+    }
+
+    /// Forgets all updates.
+    pub fn clear(&mut self) {
+        self.updates = 0;
+        no_grad(|| {
+            let _ = self.mean.zero_();
+            let _ = self.square.zero_();
         });
     }
 }

@@ -18,6 +18,11 @@ impl Average {
         Average { parameters: parameters.duplicate(), half_life_samples }
     }
 
+    /// Starts again at `parameters`.
+    pub fn restart(&self, parameters: &Parameters) {
+        no_grad(|| self.parameters.flat().shallow_clone().copy_(parameters.flat()));
+    }
+
     /// Takes in the values after an update that saw `batch` samples; `seen` samples were seen in all.
     ///
     /// The half-life is in samples, so it does not depend on the batch, and it is at most a tenth of the

@@ -61,6 +61,13 @@ impl Networks {
                 if target.tempered_from().is_some() { ", tempered" } else { "" }
             )));
         }
+        if file.warm_start.is_some() && target.tempered_from().is_none() {
+            return Err(SetupError::Network(
+                "[warm_start] follows the noise levels of a tempered target, and this one is not; set target.tempered = \
+                 true, or leave [warm_start] out"
+                    .into(),
+            ));
+        }
         let sampler = SamplerNetwork::new(&SamplerSpec {
             kind: file.sampler.kind,
             shape: shape.clone(),

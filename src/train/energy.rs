@@ -3,10 +3,11 @@
 use tch::Tensor;
 
 use super::TrainError;
+use super::contrast::Contrast;
 use super::fit::fit;
 use super::observer::FitRow;
 use crate::comm::World;
-use crate::config::EnergyPlan;
+use crate::config::{EnergyPlan, EnergySection};
 use crate::model::{EnergyNetwork, EnergySpec, Parameters, Weights, per_row};
 use crate::rng::{Shards, Stream};
 
@@ -14,7 +15,8 @@ use crate::rng::{Shards, Stream};
 ///
 /// Loss of a row: |sigma0² ∇E(x + sigma·n) − sigma·n|²/sigma², sigma log-uniform in the band and stratified
 /// over the batch, so that ∇E(x̃) ≈ (x̃ − x)/sigma0² at every level (Li, Chen and Sommer 2019, arXiv
-/// 1910.07762). `report` is called on every rank after each update.
+/// 1910.07762); times the weight of the level, if the section has one. With a contrast the mean difference of energies
+/// between noisy data and chains comes on top. `report` is called on every rank after each update.
 ///
 /// # Errors
 /// If the loss is not finite, a collective fails, or `report` fails.
@@ -32,6 +34,13 @@ pub fn fit_energy(
     let network = EnergyNetwork::new(&spec);
     let [low, high] = section.sigma;
     let batch = file.train.batch as f64;
+    let weight = LevelWeight::new(section);
+    let key = (file.run.seed, file.train.batch);
+    let contrast = file.contrast.as_ref().map(|c| Contrast::new(c, &network, images, key, world.device));
+    let (contrast_from, contrast_weight) = match &file.contrast {
+        Some(section) => ((section.from * file.train.iterations as f64) as u64, section.weight),
+        None => (file.train.iterations, 0.0),
+    };
 
     let loss = |weights: &Weights, iteration: u64, piece: &Shards| {
         let key = (file.run.seed, Stream::Data, iteration);
@@ -46,9 +55,68 @@ pub fn fit_energy(
         let noisy = (x + &shift).set_requires_grad(true);
         let gradient = network.gradient(weights, &noisy, true);
         let residual = (gradient * spec.sigma0.powi(2) - shift) / per_row(&sigma, &noisy);
-        residual.square().sum(None) / batch
+        let denoising = (residual.square() * per_row(&weight.of(&sigma), &noisy)).sum(None) / batch;
+        match contrast.iter().find(|_| iteration >= contrast_from) {
+            Some(contrast) => {
+                let update = iteration - contrast_from;
+                denoising + contrast.loss(weights, update, piece) * (contrast_weight / batch)
+            }
+            None => denoising,
+        }
     };
     let seed = file.run.seed;
     let parameters = fit((&file.train, &file.compute), seed, world, network.layout(), &loss, report)?;
     Ok((network, parameters))
+}
+
+/// The weight (1 + sigma²/sigma_data²)^p of a level, over its mean over the band.
+struct LevelWeight {
+    power: f64,
+    sigma_data: f64,
+    mean: f64,
+}
+
+/// Points of a band, spaced as the levels are drawn, over which the mean of the weight is taken.
+const BAND_POINTS: u32 = 1000;
+
+impl LevelWeight {
+    fn new(section: &EnergySection) -> Self {
+        let EnergySection { sigma: [low, high], weight_power: power, sigma_data, .. } = *section;
+        let level = |i| low * (high / low).powf((f64::from(i) + 0.5) / f64::from(BAND_POINTS));
+        let weight = |sigma: f64| (1.0 + (sigma / sigma_data).powi(2)).powf(power);
+        let mean = (0..BAND_POINTS).map(level).map(weight).sum::<f64>() / f64::from(BAND_POINTS);
+        LevelWeight { power, sigma_data, mean }
+    }
+
+    /// Of levels `[B]`.
+    fn of(&self, sigma: &Tensor) -> Tensor {
+        ((sigma / self.sigma_data).square() + 1.0).pow_tensor_scalar(self.power) / self.mean
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::EnergyKind;
+    use tch::Kind;
+
+    #[test]
+    fn weight_of_a_level_is_one_on_average_and_one_everywhere_at_power_zero() {
+        let section = |weight_power| EnergySection {
+            kind: EnergyKind::Unet,
+            width: 4,
+            sigma0: 0.1,
+            sigma: [0.05, 3.0],
+            weight_power,
+            sigma_data: 0.33,
+        };
+        // Log-uniform levels, a grid of their own.
+        let levels = (Tensor::linspace(0.05f64.ln(), 3f64.ln(), 100_001, (Kind::Double, tch::Device::Cpu))).exp();
+        assert!((LevelWeight::new(&section(0.0)).of(&levels) - 1.0).abs().max().double_value(&[]) < 1e-12);
+        let weights = LevelWeight::new(&section(1.0)).of(&levels);
+        assert!((weights.mean(None).double_value(&[]) - 1.0).abs() < 1e-3);
+        // (1 + 0.66²/0.33²) / (1 + 0.33²/0.33²) = 5/2.
+        let two = LevelWeight::new(&section(1.0)).of(&Tensor::from_slice(&[0.66, 0.33]));
+        assert!((two.double_value(&[0]) / two.double_value(&[1]) - 2.5).abs() < 1e-12);
+    }
 }

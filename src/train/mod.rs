@@ -7,6 +7,7 @@ mod average;
 mod build;
 mod checkpoint;
 mod clip;
+mod contrast;
 mod energy;
 mod features;
 mod fit;
@@ -18,6 +19,7 @@ mod run;
 mod schedule;
 mod state;
 mod updates;
+mod warm_start;
 
 pub use adam::Adam;
 pub use average::Average;

@@ -40,6 +40,8 @@ pub struct FitRow {
 
 /// Something that happened in `dft train`.
 pub enum Event<'a> {
+    /// An update of the warm start: how many are done, of how many, and the loss.
+    WarmStart(u64, u64, f64),
     /// A score update before the first iteration: how many are done, of how many, and the loss.
     Warmup(u64, u64, f64),
     /// An iteration is done.

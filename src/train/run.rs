@@ -44,6 +44,19 @@ pub fn run(
     let seconds_before = state.wall_seconds;
     let mut evaluating = Duration::ZERO; // no part of training
 
+    // Warm start: the sampler learns where short chains of the target end.
+    if let Some(section) = &plan.file.warm_start {
+        while state.warm_start_updates < section.updates {
+            let loss = trainer.warm_start_update(state, section)?;
+            observer.observe(&Event::WarmStart(state.warm_start_updates, section.updates, loss))?;
+            state.wall_seconds = seconds_before + started.elapsed().as_secs_f64();
+            if world.any(stop.load(Ordering::Relaxed)) {
+                save(plan, world, state, observer, checkpoints)?;
+                return Ok(Outcome::Stopped);
+            }
+        }
+    }
+
     // Warm-up: the score network catches up with the sampler it starts beside.
     while state.iteration == 0 && state.score_updates < settings.warmup_updates {
         let update = trainer.score_update(state, 0.0)?;

@@ -54,6 +54,8 @@ pub struct State {
     pub score_norm: RunningNorm,
     /// Iterations done.
     pub iteration: u64,
+    /// Updates of the warm start done.
+    pub warm_start_updates: u64,
     /// Score updates done, warm-up included.
     pub score_updates: u64,
     /// Evaluations of the target's gradient so far, over all ranks.
@@ -83,6 +85,7 @@ impl State {
             sampler_norm: RunningNorm::default(),
             score_norm: RunningNorm::default(),
             iteration: 0,
+            warm_start_updates: 0,
             score_updates: 0,
             target_evaluations: 0,
             wall_seconds: 0.0,
@@ -119,6 +122,7 @@ impl State {
         let mut metadata: Vec<(&str, String)> = identity(plan).into_iter().collect();
         metadata.extend([
             ("iteration", self.iteration.to_string()),
+            ("warm_start_updates", self.warm_start_updates.to_string()),
             ("score_updates", self.score_updates.to_string()),
             ("sampler_adam_updates", self.sampler_adam.updates.to_string()),
             ("score_adam_updates", self.score_adam.updates.to_string()),
@@ -153,6 +157,7 @@ impl State {
         let count = |key: &str| -> Result<u64, StateError> { Ok(file.described(key)?) };
         let (sampler_updates, score_updates) = (count("sampler_adam_updates")?, count("score_adam_updates")?);
         self.iteration = count("iteration")?;
+        self.warm_start_updates = count("warm_start_updates")?;
         self.score_updates = count("score_updates")?;
         self.target_evaluations = count("target_evaluations")?;
         self.wall_seconds = file.described("wall_seconds")?;
@@ -183,6 +188,7 @@ fn identity(plan: &Plan) -> Vec<(&'static str, String)> {
         ("[sampler]", json(serde_json::to_string(&file.sampler))),
         ("[score]", json(serde_json::to_string(&file.score))),
         ("[method]", json(serde_json::to_string(&file.method))),
+        ("[warm_start]", json(serde_json::to_string(&file.warm_start))),
         ("evaluate.features", json(serde_json::to_string(&file.evaluate.features))),
     ];
     // The bits of a sum depend on how many threads share it; a fast reduction promises no bits.

@@ -41,9 +41,9 @@ const OF_SCORE: u64 = 1;
 
 /// Everything an update needs that does not change.
 pub(super) struct Trainer<'a> {
-    plan: &'a Plan,
-    world: &'a World,
-    networks: &'a Networks,
+    pub(super) plan: &'a Plan,
+    pub(super) world: &'a World,
+    pub(super) networks: &'a Networks,
     /// What this rank computes at once, one after the other.
     pieces: Vec<Shards>,
     /// Time spent on pieces and on adding them up so far: what more ranks share, but for the wait for each other.
@@ -98,7 +98,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Computes the pieces of this rank, and sums what they give over all ranks.
-    fn reduce(&self, compute: impl FnMut(&Shards) -> Part) -> Result<Reduced, TrainError> {
+    pub(super) fn reduce(&self, compute: impl FnMut(&Shards) -> Part) -> Result<Reduced, TrainError> {
         let started = Instant::now();
         let parts = self.pieces.iter().map(compute).collect();
         let reduced = reduce(self.world, self.plan.file.compute.reduction, parts)?;
@@ -164,7 +164,7 @@ impl<'a> Trainer<'a> {
     }
 
     /// Every rank has as many rows, so the evaluations of all ranks are known without asking.
-    fn count(&self, state: &mut State, evaluations: i64) {
+    pub(super) fn count(&self, state: &mut State, evaluations: i64) {
         state.target_evaluations += evaluations as u64 * self.world.size as u64;
     }
 
@@ -320,7 +320,7 @@ fn stop_flag(stop: &Stop, device: Device) -> Tensor {
 
 /// A non-finite value on one rank is one on all ranks after the sum, so all stop here together, before the
 /// optimiser moves.
-fn finite(iteration: u64, what: &'static str, values: &[f64]) -> Result<(), TrainError> {
+pub(super) fn finite(iteration: u64, what: &'static str, values: &[f64]) -> Result<(), TrainError> {
     if values.iter().all(|value| value.is_finite()) {
         Ok(())
     } else {
