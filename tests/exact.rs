@@ -121,6 +121,66 @@ fn a_resumed_run_must_keep_the_reduction_and_its_threads() {
     }
 }
 
+/// `dft train configs/mnist.toml`, tiny and exact, without pictures.
+const TINY_IMAGES: [&str; 8] = [
+    "compute.reduction=exact",
+    "compute.shards=4",
+    "train.batch=4",
+    "train.iterations=2",
+    "train.warmup_updates=1",
+    "evaluate.features=none",
+    "warm_start.updates=3",
+    "warm_start.steps=2",
+];
+
+#[test]
+fn a_warm_start_on_one_two_and_four_ranks_has_the_same_bits() {
+    let directory = tempfile::tempdir().unwrap();
+    let hash = |ranks: usize, settings: &[&str]| {
+        let run = directory.path().join(format!("{ranks}-{}", settings.len()));
+        let finished =
+            dft(ranks, &["train", "configs/mnist.toml"], &run, &[&TINY_IMAGES, settings].concat());
+        assert_eq!(finished.code, 0, "{}", finished.output);
+        summary(&run)["parameters_sha256"].clone()
+    };
+    let alone = hash(1, &[]);
+    assert_eq!(alone, hash(2, &[]));
+    assert_eq!(alone, hash(4, &[]));
+    assert_ne!(alone, hash(1, &["warm_start.updates=2"]));
+}
+
+#[test]
+fn a_run_stopped_in_its_warm_start_goes_on_to_the_bits_of_an_uninterrupted_one() {
+    let settings = TINY_IMAGES.map(String::from);
+    let world = World::solo(Device::Cpu);
+    tch::set_num_threads(1);
+    let plan = load::<TrainFile>(&root().join("configs/mnist.toml"), &settings).unwrap();
+    let plan = plan.check(1).unwrap();
+    let networks = Networks::build(&plan, &world).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let go = |state: &mut State, is_asked_to_stop: bool, checkpoints: &Path| {
+        let stop = AtomicBool::new(is_asked_to_stop);
+        run(&plan, &world, &networks, state, &mut Silent, checkpoints, &stop).unwrap()
+    };
+    let mut whole = State::initial(&plan, &networks, Device::Cpu);
+    assert_eq!(go(&mut whole, false, &directory.path().join("whole")), Outcome::Done);
+
+    // Every part makes one update and stops: in the warm start, then in the score network's warm-up.
+    let parts = directory.path().join("parts");
+    for updates in 1..=4 {
+        let mut part = State::initial(&plan, &networks, Device::Cpu);
+        if updates > 1 {
+            part.restore(&parts.join("iteration-000000000.safetensors"), &plan).unwrap();
+        }
+        assert_eq!(go(&mut part, true, &parts), Outcome::Stopped);
+        assert_eq!((part.warm_start_updates, part.score_updates), (updates.min(3), updates.saturating_sub(3)));
+    }
+    let mut last = State::initial(&plan, &networks, Device::Cpu);
+    last.restore(&parts.join("iteration-000000000.safetensors"), &plan).unwrap();
+    assert_eq!(go(&mut last, false, &parts), Outcome::Done);
+    assert_eq!(whole.parameters_sha256(), last.parameters_sha256());
+}
+
 #[test]
 fn an_energy_fitted_on_one_two_and_three_ranks_has_the_same_bits() {
     let directory = tempfile::tempdir().unwrap();

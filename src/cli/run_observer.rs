@@ -1,6 +1,7 @@
 //! What `dft train` does besides training: shows progress, records, scores, and writes the results.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
@@ -64,6 +65,8 @@ pub struct RunObserver<'a> {
     sigma: f64,
     /// The latest scores.
     metrics: BTreeMap<String, Score>,
+    /// On rank 0 of a run with a Fréchet distance.
+    best: Option<Best>,
     steady: Steady,
     /// Running means of the two losses, for the display alone.
     recent: [f64; 2],
@@ -123,8 +126,20 @@ impl<'a> RunObserver<'a> {
             warm_start: None,
             sigma: output_sigma(&plan.file.method, is_tempered),
             metrics: BTreeMap::new(),
+            best: None,
             steady: Steady::default(),
             recent: [f64::NAN; 2],
+        }
+    }
+
+    /// Keeps the averaged sampler with the least Fréchet distance of all evaluations in `directory`, beside the last; of a
+    /// resumed run, the best of all its parts.
+    pub fn keep_best(&mut self, directory: &Path) {
+        if self.measure.is_some() && self.record.is_some() {
+            let path = directory.join(BEST);
+            // A file that cannot be read is none: the next evaluation writes another.
+            let found = WeightsFile::load(&path).ok().and_then(|file| file.described("frechet_distance").ok());
+            self.best = Some(Best { path, distance: found.unwrap_or(f64::INFINITY) });
         }
     }
 
@@ -212,6 +227,7 @@ impl<'a> RunObserver<'a> {
                 values.map(|(name, score)| format!("{name} {}", score.beside_floor())).collect();
             info!("iteration {}: {}", state.iteration, values.join(" · "));
         }
+        self.save_if_best(state)?;
         let Some(record) = &mut self.record else { return Ok(()) };
         if !self.metrics.is_empty() {
             record_evaluation(record, state.iteration, &self.metrics)?;
@@ -223,6 +239,17 @@ impl<'a> RunObserver<'a> {
         record.flush()
     }
 
+    /// Writes the sampler that was just scored, if none before was nearer to the reference.
+    fn save_if_best(&mut self, state: &State) -> Result<()> {
+        let (Some(best), Some(measure)) = (&mut self.best, self.measure) else { return Ok(()) };
+        let score = self.metrics.get(measure.reference().extractor().metric());
+        if let Some(score) = score.filter(|score| score.value < best.distance) {
+            best.distance = score.value;
+            save_sampler(&best.path, self.networks, state, self.sigma, Some(score.value))?;
+        }
+        Ok(())
+    }
+
     /// Writes the sampler, the posterior draws and the summary.
     pub fn finish(mut self, state: &State, directory: Option<&RunDirectory>) -> Result<()> {
         self.progress.finish();
@@ -230,21 +257,9 @@ impl<'a> RunObserver<'a> {
         let file = &self.plan.file;
         let network = &self.networks.sampler;
         let parameters = &state.average.parameters;
-        let metadata = [
-            ("sampler", serde_json::to_string(network.spec())?),
-            ("output_sigma", format!("{:e}", self.sigma)),
-            ("iteration", state.iteration.to_string()),
-            ("version", env!("CARGO_PKG_VERSION").to_string()),
-            ("commit", env!("DFT_COMMIT").to_string()),
-        ];
-        let mut tensors = parameters.named();
         let problem = self.networks.target.problem();
-        if let Some((mean, factor)) = problem.and_then(|problem| problem.coordinates()) {
-            // Samples leave the program in the coordinates that a user knows.
-            tensors.push((COORDINATES[0].to_string(), mean.shallow_clone()));
-            tensors.push((COORDINATES[1].to_string(), factor.shallow_clone()));
-        }
-        WeightsFile::save(&directory.file("sampler.safetensors"), &tensors, &metadata)?;
+        let sampler = directory.file("sampler.safetensors");
+        save_sampler(&sampler, self.networks, state, self.sigma, None)?;
         let draws: Vec<Tensor> = chunks(POSTERIOR_DRAWS)
             .map(|at| draw_samples(network, parameters, file.run.seed, at, self.sigma, self.world.device))
             .collect();
@@ -283,6 +298,41 @@ impl<'a> RunObserver<'a> {
         );
         Ok(())
     }
+}
+
+/// File of the best sampler.
+const BEST: &str = "sampler-best.safetensors";
+
+/// The best sampler so far.
+struct Best {
+    path: PathBuf,
+    distance: f64,
+}
+
+/// Writes the averaged sampler, with its Fréchet distance if that is why it is written.
+fn save_sampler(
+    path: &Path,
+    networks: &Networks,
+    state: &State,
+    sigma: f64,
+    distance: Option<f64>,
+) -> Result<()> {
+    let mut metadata = vec![
+        ("sampler", serde_json::to_string(networks.sampler.spec())?),
+        ("output_sigma", format!("{sigma:e}")),
+        ("iteration", state.iteration.to_string()),
+        ("version", env!("CARGO_PKG_VERSION").to_string()),
+        ("commit", env!("DFT_COMMIT").to_string()),
+    ];
+    metadata.extend(distance.map(|distance| ("frechet_distance", format!("{distance:e}"))));
+    let mut tensors = state.average.parameters.named();
+    let problem = networks.target.problem();
+    if let Some((mean, factor)) = problem.and_then(|problem| problem.coordinates()) {
+        // Samples leave the program in the coordinates that a user knows.
+        tensors.push((COORDINATES[0].to_string(), mean.shallow_clone()));
+        tensors.push((COORDINATES[1].to_string(), factor.shallow_clone()));
+    }
+    WeightsFile::save(path, &tensors, &metadata)
 }
 
 /// Whether a metric is worth a place in the log: not of single coordinates or modes, nor of samples without their
