@@ -15,8 +15,8 @@ mod run;
 mod train;
 
 pub use compare::{
-    Budget, CompareFile, ComparePlan, CompareRunSection, MethodEntry, PointScoreSection, Statistic,
-    TargetEntry,
+    AnnealedKernel, AnnealedSection, Budget, CompareFile, ComparePlan, CompareRunSection, CorrectedSection,
+    CorrectionKind, MethodEntry, PointScoreSection, Statistic, TargetEntry, Work,
 };
 pub use fit::{EnergyFile, EnergyPlan, EnergySection, FeaturesFile, FeaturesPlan, FitSection};
 pub use fitted::{FittedSection, MeanFieldSettings};
