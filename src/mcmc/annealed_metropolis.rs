@@ -208,7 +208,7 @@ mod tests {
         for (leapfrog, expected) in [(None, 61), (Some(4), 241)] {
             let target = Counting(wide(), Cell::new(0));
             let chains = chains(1.0, 1.0, 0.5, leapfrog);
-            chains.run(&target, &mut Generator::new(0, Stream::Chains, 0, 0), 7, Device::Cpu);
+            let _ = chains.run(&target, &mut Generator::new(0, Stream::Chains, 0, 0), 7, Device::Cpu);
             assert_eq!(target.1.get(), 7 * expected);
             assert_eq!(chains.evaluations_per_sample(), expected as u64);
         }

@@ -83,7 +83,7 @@ pub fn costs(
         let (width, _) = font.box_size(&curve.name).map_err(|error| anyhow::anyhow!("{error}"))?;
         name_width = name_width.max(width);
     }
-    // Left of 1 there is room for the names.
+    // Nothing costs less than one evaluation: left of 1 there is room for the names.
     let right = (most.max(10.0) * 1.4).log10();
     let part = f64::from(name_width + px(NAME_OFFSET + 14)) / f64::from(px(SIZE.0 - AXIS_WIDTH - 2 * MARGIN));
     let left = right * (part / (1.0 - part)).min(1.0);
@@ -95,15 +95,15 @@ pub fn costs(
             .margin(px(MARGIN))
             .x_label_area_size(px(54))
             .y_label_area_size(px(AXIS_WIDTH))
-            .build_cartesian_2d(x.clone().log_scale(), y.clone().log_scale())?;
+            .build_cartesian_2d(
+                x.clone().log_scale().with_key_points(ticks(1.0, x.end)),
+                y.clone().log_scale().with_key_points(ticks(y.start, y.end)),
+            )?;
         let mut mesh = chart.configure_mesh();
         style_mesh(&mut mesh);
-        mesh.x_labels(12)
-            .y_labels(12)
-            .x_desc("evaluations of a network or of the energy's gradient for one sample")
+        mesh.x_desc("evaluations of a network or of the energy's gradient for one sample")
             .y_desc(axis)
-            // Nothing costs less than one evaluation: that part of the axis is for names.
-            .x_label_formatter(&|value| if *value < 0.99 { String::new() } else { tick(*value) })
+            .x_label_formatter(&|value| tick(*value))
             .y_label_formatter(&|value| tick(*value))
             .draw()?;
         if let Some(floor) = floor {
@@ -162,6 +162,14 @@ pub fn costs(
     })
 }
 
+/// Ticks of a logarithmic axis: 1, 2 and 5 times the powers of ten, over many decades those alone.
+fn ticks(low: f64, high: f64) -> Vec<f64> {
+    let decades = low.log10().floor() as i32..=high.log10().floor() as i32;
+    let factors: &[f64] = if (high / low).log10() > 4.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+    let all = decades.flat_map(|decade| factors.iter().map(move |factor| factor * 10f64.powi(decade)));
+    all.filter(|tick| (low..=high).contains(tick)).collect()
+}
+
 /// Positions in the order of `wanted`, which rises, at least `spacing` apart and otherwise where they are wanted.
 fn spaced(wanted: &[f64], spacing: f64) -> Vec<f64> {
     // Neighbours that are too close become a block around the mean of what its members want.
@@ -188,7 +196,8 @@ fn spaced(wanted: &[f64], spacing: f64) -> Vec<f64> {
 fn side_by_side(at: &[f64], spacing: f64) -> Vec<f64> {
     let mut shifts: Vec<f64> = Vec::new();
     for (number, height) in at.iter().enumerate() {
-        let taken = |shift: f64| (0..number).any(|other| height - at[other] < spacing && shifts[other] == shift);
+        let taken =
+            |shift: f64| (0..number).any(|other| height - at[other] < spacing && shifts[other] == shift);
         let free = (0..).map(|place| place as f64 * spacing).find(|&shift| !taken(shift));
         shifts.push(free.unwrap_or(0.0));
     }
@@ -198,6 +207,12 @@ fn side_by_side(at: &[f64], spacing: f64) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ticks_are_round_numbers_inside_the_axis() {
+        assert_eq!(ticks(1.1, 34.0), [2.0, 5.0, 10.0, 20.0]);
+        assert_eq!(ticks(0.5, 2e5), [1.0, 10.0, 100.0, 1e3, 1e4, 1e5]);
+    }
 
     #[test]
     fn names_move_apart_as_far_as_they_must_and_no_further() {

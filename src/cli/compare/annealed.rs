@@ -146,9 +146,9 @@ impl Bench<'_> {
             }
             let tried = chain(step_size);
             let tuning = section.tuning_samples as i64;
-            let (moments, _) = measure.reference().measure(tuning, self.world, |chunk, rows| {
-                draw(&tried, TUNING, (chunk, rows)).0
-            })?;
+            let (moments, _) = measure
+                .reference()
+                .measure(tuning, self.world, |chunk, rows| draw(&tried, TUNING, (chunk, rows)).0)?;
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }

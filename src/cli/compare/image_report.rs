@@ -238,8 +238,7 @@ fn strips(
     for method in methods() {
         let Work::Annealed(section) = method.work() else { continue };
         for steps in shown_steps(&section.steps) {
-            let (setting, home) =
-                (steps_setting(steps), home(&method.name).join(format!("steps-{steps}")));
+            let (setting, home) = (steps_setting(steps), home(&method.name).join(format!("steps-{steps}")));
             add(format!("{}, {setting}", method.name), &method.name, &setting, &home);
         }
     }

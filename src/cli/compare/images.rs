@@ -61,7 +61,8 @@ impl ImageTarget {
             let Work::Annealed(annealed) = method.work() else { continue };
             if annealed.tuning_samples < evaluate.samples {
                 let section = EvaluateSection { samples: annealed.tuning_samples, ..evaluate.clone() };
-                load(&section).with_context(|| format!("method {:?}: annealed.tuning_samples", method.name))?;
+                load(&section)
+                    .with_context(|| format!("method {:?}: annealed.tuning_samples", method.name))?;
             }
         }
         let inputs = load(evaluate)?;

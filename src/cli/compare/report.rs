@@ -11,8 +11,8 @@ use tch::{Device, Kind, Tensor};
 use tracing::info;
 
 use super::bench::samples_file;
-use super::job::Job;
 use super::image_report;
+use super::job::Job;
 use super::results::{ResultRow, Rows};
 use super::spread::{Group, count, groups, number};
 use crate::cli::summary::command_line;

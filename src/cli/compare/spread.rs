@@ -120,7 +120,9 @@ pub fn groups<'r>(
         by_name.entry((&row.method, &row.setting)).or_default().push(row);
     }
     let mut groups: Vec<Group> = by_name.into_values().map(|rows| Group { rows, statistic }).collect();
-    groups.sort_by(|a, b| a.rank(distances).partial_cmp(&b.rank(distances)).unwrap_or(std::cmp::Ordering::Equal));
+    groups.sort_by(|a, b| {
+        a.rank(distances).partial_cmp(&b.rank(distances)).unwrap_or(std::cmp::Ordering::Equal)
+    });
     groups
 }
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::annealed::{AnnealedSection, CorrectedSection};
 use super::TargetEntry;
+use super::annealed::{AnnealedSection, CorrectedSection};
 use crate::config::fitted::FittedSection;
 use crate::config::mcmc::McmcSection;
 
@@ -92,12 +92,8 @@ impl MethodEntry {
     pub(super) fn is_one_thing(&self) -> bool {
         let is_set = !self.set.is_empty() || !self.set_on.is_empty();
         let has_budgets = self.budgets.is_some() || self.chains.is_some();
-        let sections = [
-            self.mcmc.is_some(),
-            self.fitted.is_some(),
-            self.annealed.is_some(),
-            self.corrected.is_some(),
-        ];
+        let sections =
+            [self.mcmc.is_some(), self.fitted.is_some(), self.annealed.is_some(), self.corrected.is_some()];
         let others = sections.into_iter().filter(|&is_there| is_there).count();
         match self.work() {
             Work::Trained => !has_budgets,

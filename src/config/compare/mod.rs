@@ -318,11 +318,7 @@ impl CompareFile {
     }
 
     /// A method whose draws are moved on has draws wherever they are.
-    fn check_corrected(
-        &self,
-        method: &MethodEntry,
-        corrected: &CorrectedSection,
-    ) -> Result<(), ConfigError> {
+    fn check_corrected(&self, method: &MethodEntry, corrected: &CorrectedSection) -> Result<(), ConfigError> {
         let of = self.methods.iter().find(|other| other.name == corrected.of && other.is_trained());
         let is_there =
             |target: &TargetEntry| !method.runs_on(target) || of.is_some_and(|of| of.runs_on(target));
@@ -336,7 +332,11 @@ impl CompareFile {
 }
 
 /// Refuses a method on a target that it is not for.
-fn check_target(method: &MethodEntry, target: &TargetEntry, section: &TargetSection) -> Result<(), ConfigError> {
+fn check_target(
+    method: &MethodEntry,
+    target: &TargetEntry,
+    section: &TargetSection,
+) -> Result<(), ConfigError> {
     let is_posterior = matches!(section, TargetSection::Logistic(_));
     let (what, is_for) = match method.work() {
         Work::Trained => return Ok(()),
@@ -358,7 +358,8 @@ fn check_target(method: &MethodEntry, target: &TargetEntry, section: &TargetSect
         target.name,
         match method.work() {
             Work::Chains(_) => ", or choose `annealed` for images",
-            _ if section.is_image() && !section.is_tempered() => ", or set target.tempered = true in its configuration",
+            _ if section.is_image() && !section.is_tempered() =>
+                ", or set target.tempered = true in its configuration",
             _ => "",
         }
     )))
