@@ -225,8 +225,8 @@ fn wrong_comparisons_of_images_are_refused_with_what_to_choose() {
         ("configs/mnist.toml", gaussian, &["\"langevin\"", "tempered energy", "digits"]),
         ("configs/mnist.toml", &untempered, &["\"langevin\"", "target.tempered = true"]),
         ("configs/mnist.toml", &featureless, &["evaluate.features", "lenet"]),
-        ("of = \"dft\"", "of = \"langevin\"", &["dft-mala", "corrected.of", "langevin", "trained"]),
-        ("of = \"dft\"", "of = \"drift\"", &["corrected.of", "drift"]),
+        ("{ of = \"dft\"", "{ of = \"langevin\"", &["dft-mala", "corrected.of", "langevin", "trained"]),
+        ("{ of = \"dft\"", "{ of = \"drift\"", &["corrected.of", "drift"]),
         ("steps = [1, 2], step_sizes", "steps = [], step_sizes", &["langevin", "annealed.steps", "[]"]),
         ("steps = [1, 2], step_sizes", "steps = [0], step_sizes", &["annealed.steps", "above 0"]),
         ("of = \"dft\", steps = [1, 2]", "of = \"dft\", steps = [1, 1]", &["corrected.steps", "each once"]),
@@ -249,7 +249,7 @@ fn wrong_comparisons_of_images_are_refused_with_what_to_choose() {
     }
     // Draws of a method that does not run on the target.
     let elsewhere = config
-        .replace("of = \"dft\"", "of = \"kl\"")
+        .replace("{ of = \"dft\"", "{ of = \"kl\"")
         .replace("name = \"kl\"\n", "name = \"kl\"\ntargets = []\n");
     let message =
         parse::<CompareFile>(&elsewhere, "test", &[]).unwrap().check().map(|_| ()).unwrap_err().to_string();

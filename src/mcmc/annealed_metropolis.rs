@@ -124,11 +124,11 @@ impl AnnealedMetropolis {
         let mut p = p + &state.score * (kick / 2.0);
         let mut x = &state.x + &p * (h * sigma);
         for _ in 1..leapfrog {
-            p = p + target.score(&shaped(&x, target)).detach().flatten(1, -1) * kick;
-            x = x + &p * (h * sigma);
+            p += target.score(&shaped(&x, target)).detach().flatten(1, -1) * kick;
+            x += &p * (h * sigma);
         }
         let next = State::at(x, target);
-        p = p + &next.score * (kick / 2.0);
+        p += &next.score * (kick / 2.0);
         let ratio = (&next.log_density - &state.log_density) * (sigma0 / sigma).powi(2)
             + row_sums(&(first - p.square())) * 0.5;
         (next, ratio)

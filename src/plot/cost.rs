@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn marks_at_one_height_stand_side_by_side() {
-        assert_eq!(side_by_side(&[0.0, 4.0, 14.0, 15.0], 12.0), [0.0, 12.0, 0.0, 12.0]);
+        assert_eq!(side_by_side(&[0.0, 4.0, 14.0, 17.0], 12.0), [0.0, 12.0, 0.0, 12.0]);
     }
 
     #[test]
