@@ -37,6 +37,11 @@ fn label(metric: &str) -> String {
     }
 }
 
+/// Whether a metric is of a single class, say: results.json has those, and a table has no room for them.
+fn is_numbered(metric: &str) -> bool {
+    metric.rsplit('_').next().is_some_and(|last| last.parse::<u64>().is_ok())
+}
+
 /// Lines of cells: header, floor, then the methods by their distance.
 pub fn lines(
     plan: &ComparePlan,
@@ -48,7 +53,8 @@ pub fn lines(
     let groups = groups(plan, &target.name, rows, &[distance]);
     let first = [distance, "pixel_deviation"];
     let found = rows.iter().filter(|row| row.target == target.name).flat_map(|row| row.metrics.keys());
-    let others: BTreeSet<&str> = found.map(String::as_str).filter(|name| !first.contains(name)).collect();
+    let others: BTreeSet<&str> =
+        found.map(String::as_str).filter(|name| !first.contains(name) && !is_numbered(name)).collect();
     let metrics: Vec<&str> = first.into_iter().chain(others).collect();
     let seconds = format!("seconds for {}", thousands(TIMED));
     let mut header: Vec<String> =

@@ -74,10 +74,9 @@ impl ImageTarget {
             Some(file) => file_sha256(file).with_context(|| format!("cannot read {}", file.display()))?,
             None => String::new(),
         };
-        let features = String::from(evaluate.features.clone());
         Ok(ImageTarget {
             target: CorrectionTarget::new(target, &file.method),
-            scoring: format!("{features} {weights} {}", evaluate.data.display()),
+            scoring: format!("{} {weights}", serde_json::to_string(evaluate)?),
             inputs: RefCell::new(Some(inputs)),
             measure: OnceCell::new(),
         })

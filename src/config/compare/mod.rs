@@ -181,13 +181,7 @@ impl CompareFile {
         file.compute.threads = self.compute.threads();
         // Samples are scored by the comparison, all methods alike; images on the features of the target's own recipe.
         file.evaluate = match file.target.is_image() {
-            true => EvaluateSection {
-                samples: self.score.samples,
-                features: file.evaluate.features,
-                features_file: file.evaluate.features_file,
-                data: file.evaluate.data,
-                ..EvaluateSection::default()
-            },
+            true => self.scoring_of_images(file.evaluate),
             false => EvaluateSection::default(),
         };
         file.check(1)
@@ -294,6 +288,22 @@ impl CompareFile {
             }
         }
         Ok(ComparePlan { file: self, recipes, plans })
+    }
+
+    /// What a recipe says of scores, with the comparison's number of samples and none of its own comparisons.
+    fn scoring_of_images(&self, evaluate: EvaluateSection) -> EvaluateSection {
+        let EvaluateSection { langevin_steps, langevin_sigma, langevin_step_size, corrections, .. } =
+            EvaluateSection::default();
+        EvaluateSection {
+            every: 0,
+            samples: self.score.samples,
+            point_sets: 0,
+            langevin_steps,
+            langevin_sigma,
+            langevin_step_size,
+            corrections,
+            ..evaluate
+        }
     }
 
     /// What scoring images wants of the comparison and of the recipes.
