@@ -64,6 +64,10 @@ pub enum Command {
     ///
     /// Ranks share the runs among them. The command can be stopped and given again: it does what is missing, and
     /// what has changed in the configuration. Writes results.json, results.md and figures/samples.png.
+    ///
+    /// Images of an energy are compared by their Fréchet distance: one-step samplers, annealed chains of several lengths, and
+    /// draws moved on by Markov steps, with the evaluations that one sample costs. See configs/benchmarks/mnist.toml;
+    /// figures/evaluations-TARGET.png and figures/grids-TARGET.png come besides.
     Compare(Compare),
     /// Draw the figures of a run.
     Plot(Plot),

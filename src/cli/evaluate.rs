@@ -125,7 +125,7 @@ fn row(
 }
 
 /// Scores what `draw` returns, and the seconds that drawing alone took on the slowest rank.
-fn timed_score(
+pub fn timed_score(
     measure: &Measure,
     world: &World,
     mut draw: impl FnMut(u64, i64) -> Tensor,

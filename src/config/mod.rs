@@ -16,8 +16,8 @@ mod train;
 mod warm_start;
 
 pub use compare::{
-    Budget, CompareFile, ComparePlan, CompareRunSection, MethodEntry, PointScoreSection, Statistic,
-    TargetEntry,
+    AnnealedKernel, AnnealedSection, Budget, CompareFile, ComparePlan, CompareRunSection, CorrectedSection,
+    CorrectionKind, MethodEntry, PointScoreSection, Statistic, TargetEntry, Work,
 };
 pub use fit::{ContrastSection, EnergyFile, EnergyPlan, EnergySection, FeaturesFile, FeaturesPlan, FitSection};
 pub use fitted::{FittedSection, MeanFieldSettings};

@@ -154,6 +154,23 @@ impl Deviations {
 }
 
 impl TargetSection {
+    /// Whether its samples are images `[C, H, W]`: those of an energy of ours always are.
+    pub fn is_image(&self) -> bool {
+        match self {
+            TargetSection::Energy { .. } => true,
+            TargetSection::Torchscript { shape, .. } => shape.len() == 3,
+            _ => false,
+        }
+    }
+
+    /// Whether it is tempered by the noise level.
+    pub fn is_tempered(&self) -> bool {
+        match self {
+            TargetSection::Energy { tempered, .. } | TargetSection::Torchscript { tempered, .. } => *tempered,
+            _ => false,
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         match self {
             TargetSection::Torchscript { shape, tempered, sigma0, .. } => {

@@ -6,6 +6,7 @@
 
 mod adaptation;
 mod annealed;
+mod annealed_metropolis;
 mod correction;
 mod evaluator;
 mod kernel;
@@ -19,6 +20,7 @@ mod surrogate;
 mod svgd;
 
 pub use annealed::AnnealedLangevin;
+pub use annealed_metropolis::AnnealedMetropolis;
 pub use correction::{Corrected, Correction};
 pub use run::McmcRun;
 pub use surrogate::Surrogate;

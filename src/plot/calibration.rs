@@ -7,22 +7,15 @@ use anyhow::{Result, ensure};
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
-use super::style::{Area, BLUE, GREY, ORANGE, figure, px, small_text, style_mesh, tick};
+use super::style::{Area, COLORS, GREY, figure, px, small_text, style_mesh, tick};
 use crate::metric::CalibrationBin;
 
 const SIZE: (u32, u32) = (720, 900);
 /// Height of the counts, of which the names below the axis take a third.
 const COUNTS: u32 = 210;
 
-/// Curves in their order; the first two are those of the other figures.
-const COLORS: [RGBColor; 6] = [
-    BLUE,
-    ORANGE,
-    RGBColor(0x3f, 0x8a, 0x5c),
-    RGBColor(0x8a, 0x5a, 0x9e),
-    RGBColor(0xb0, 0x3a, 0x48),
-    RGBColor(0x8f, 0x7a, 0x1f),
-];
+/// Curves of a figure at most: more cannot be told apart where they coincide.
+const MOST_CURVES: usize = 6;
 
 /// Saves the curves of up to six classifiers, by name, as a PNG; all have the same number of bins of equal width.
 ///
@@ -33,9 +26,9 @@ const COLORS: [RGBColor; 6] = [
 /// If there is no curve or more than six, their bins differ in number, or the file cannot be written.
 pub fn calibration(curves: &[(String, &[CalibrationBin])], path: &Path) -> Result<()> {
     ensure!(
-        (1..=COLORS.len()).contains(&curves.len()),
+        (1..=MOST_CURVES).contains(&curves.len()),
         "a figure of calibration holds 1 to {} curves, found {}",
-        COLORS.len(),
+        MOST_CURVES,
         curves.len()
     );
     let bins = curves[0].1.len();

@@ -2,6 +2,7 @@
 
 mod calibration;
 mod contour;
+mod cost;
 mod density;
 mod evaluation;
 mod images;
@@ -20,6 +21,7 @@ use tch::Tensor;
 use crate::record::RunReader;
 
 pub use calibration::calibration;
+pub use cost::{CostCurve, CostKind, costs};
 pub use density::{DensityPanel, DensityRow, density_panels};
 pub use images::{image_grid, labelled_grids};
 

@@ -22,6 +22,18 @@ pub const GRID: RGBColor = RGBColor(0xe9, 0xec, 0xef);
 pub const BLUE: RGBColor = RGBColor(0x2f, 0x6c, 0x9e);
 /// The second curve of a panel.
 pub const ORANGE: RGBColor = RGBColor(0xd0, 0x6f, 0x2f);
+/// Curves in their order; the first two are those of the other figures.
+pub const COLORS: [RGBColor; 9] = [
+    BLUE,
+    ORANGE,
+    RGBColor(0x3f, 0x8a, 0x5c),
+    RGBColor(0x8a, 0x5a, 0x9e),
+    RGBColor(0xb0, 0x3a, 0x48),
+    RGBColor(0x8f, 0x7a, 0x1f),
+    RGBColor(0x2f, 0x9a, 0x9e),
+    RGBColor(0xc4, 0x5a, 0x9a),
+    RGBColor(0x4a, 0x4f, 0xb0),
+];
 /// What a result is compared with: floors.
 pub const GREY: RGBColor = RGBColor(0x6b, 0x72, 0x7c);
 

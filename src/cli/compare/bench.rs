@@ -6,9 +6,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tch::{Device, Kind, Tensor};
 
+use super::images::ImageTarget;
 use super::job::Job;
 use super::results::{ResultRow, Rows};
 use crate::cli::metrics::{NotFinite, is_ring, point_scores};
@@ -16,11 +17,11 @@ use crate::cli::posterior::PosteriorMeasure;
 use crate::cli::reference::{ReferenceDraws, place, reference};
 use crate::cli::run_record::device_name;
 use crate::comm::World;
-use crate::config::{ComparePlan, LogisticSection, Plan, Reduction, TargetEntry, TargetSection};
+use crate::config::{ComparePlan, LogisticSection, Reduction, TargetSection, Work};
 use crate::data::file_sha256;
 use crate::metric::{PointPlan, PointReference};
 use crate::record::write_samples_file;
-use crate::target::{Logistic, LogisticProblem, Target, TargetError, Whitened, load_exact};
+use crate::target::{Logistic, LogisticProblem, Target, Whitened, load_exact};
 use crate::train::{Networks, SetupError, Stop};
 
 /// Draws of a predictive probability in the protocol that takes the best along training, as in Liu and Wang (2016).
@@ -34,28 +35,33 @@ pub struct LoadedTarget {
     pub exact: Box<dyn Target>,
 }
 
-/// Loads the targets of a comparison, but for posteriors, whose data are split anew for every seed.
+/// One target, by what its samples are.
+pub enum Loaded {
+    /// Vectors with a density in closed form, or in a file.
+    Points(LoadedTarget),
+    /// Images.
+    Images(Box<ImageTarget>),
+    /// A posterior, whose data are split anew for every seed: loaded with its job.
+    Posterior,
+}
+
+/// Loads the targets of a comparison, but for posteriors; `world` is this rank alone.
 ///
 /// # Errors
-/// If one cannot be used, or makes no vectors.
-pub fn load_targets(plan: &ComparePlan, device: Device) -> Result<Vec<Option<LoadedTarget>>, TargetError> {
-    let load = |(recipe, entry): (&Plan, &TargetEntry)| {
-        if let TargetSection::Logistic(_) = recipe.file.target {
-            return Ok(None);
+/// If one cannot be used, or its samples cannot be scored.
+pub fn load_targets(plan: &ComparePlan, world: &World) -> Result<Vec<Loaded>> {
+    let load = |number: usize| {
+        let section = &plan.recipes[number].file.target;
+        if let TargetSection::Logistic(_) = section {
+            return Ok(Loaded::Posterior);
         }
-        let [single, exact] =
-            [Kind::Float, Kind::Double].map(|kind| load_exact(&recipe.file.target, kind, device));
-        let (single, exact) = (single?, exact?);
-        if exact.shape().len() != 1 {
-            return Err(TargetError::Invalid(format!(
-                "dft compare scores vectors, and target {:?} makes samples {:?}; leave it out",
-                entry.name,
-                exact.shape()
-            )));
+        if section.is_image() {
+            return Ok(Loaded::Images(Box::new(ImageTarget::load(plan, number, world)?)));
         }
-        Ok(Some(LoadedTarget { single, exact }))
+        let [single, exact] = [Kind::Float, Kind::Double].map(|kind| load_exact(section, kind, world.device));
+        Ok(Loaded::Points(LoadedTarget { single: single?, exact: exact? }))
     };
-    plan.recipes.iter().zip(&plan.file.targets).map(load).collect()
+    (0..plan.recipes.len()).map(load).collect()
 }
 
 /// Builds the networks of every training run once, so that what does not fit is found before any work. Of posteriors,
@@ -127,7 +133,7 @@ pub struct Bench<'a> {
     pub plan: &'a ComparePlan,
     /// This rank alone.
     pub world: &'a World,
-    targets: &'a [Option<LoadedTarget>],
+    targets: &'a [Loaded],
     /// By target and number of sets.
     yardsticks: RefCell<BTreeMap<(usize, usize), Rc<PointReference<'a>>>>,
     /// The latest: one holds the data.
@@ -138,7 +144,7 @@ pub struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     /// A bench of the one rank that `world` holds.
-    pub fn new(plan: &'a ComparePlan, targets: &'a [Option<LoadedTarget>], world: &'a World) -> Self {
+    pub fn new(plan: &'a ComparePlan, targets: &'a [Loaded], world: &'a World) -> Self {
         Bench {
             plan,
             world,
@@ -155,16 +161,41 @@ impl<'a> Bench<'a> {
     /// If files cannot be written or read. A method that fails on its target is a result.
     pub fn run(&self, job: &Job, home: &Path, directory: &Path, stop: &Stop) -> Result<Option<Rows>> {
         let method = &self.plan.file.methods[job.method];
-        match (&method.mcmc, &method.fitted) {
-            (Some(section), _) => self.chains(job, section, home, directory).map(Some),
-            (None, Some(section)) => self.fit(job, section, home).map(Some),
-            (None, None) => self.train(job, home, stop),
+        match method.work() {
+            Work::Trained => self.train(job, home, stop),
+            Work::Chains(section) => self.chains(job, section, home, directory).map(Some),
+            Work::Fitted(section) => self.fit(job, section, home).map(Some),
+            Work::Annealed(section) => self.anneal(job, section, home, stop),
+            Work::Corrected(section) => self.correct(job, section, (home, directory), stop),
         }
     }
 
     /// A target that has a closed form.
     pub fn target(&self, job: &Job) -> Option<&'a LoadedTarget> {
-        self.targets[job.target].as_ref()
+        self.points(job.target)
+    }
+
+    fn points(&self, target: usize) -> Option<&'a LoadedTarget> {
+        match &self.targets[target] {
+            Loaded::Points(loaded) => Some(loaded),
+            Loaded::Images(_) | Loaded::Posterior => None,
+        }
+    }
+
+    /// Whether a job makes images.
+    pub fn makes_images(&self, job: &Job) -> bool {
+        matches!(self.targets[job.target], Loaded::Images(_))
+    }
+
+    /// A target that makes images.
+    ///
+    /// # Errors
+    /// If it makes others, which the plan has checked.
+    pub fn images(&self, job: &Job) -> Result<&'a ImageTarget> {
+        match &self.targets[job.target] {
+            Loaded::Images(images) => Ok(images),
+            Loaded::Points(_) | Loaded::Posterior => bail!("a method for images runs on images"),
+        }
     }
 
     /// Where the reference draws of a job's target are kept, if it is the posterior of a regression.
@@ -244,7 +275,7 @@ impl<'a> Bench<'a> {
             is_ring: is_ring(&self.plan.recipes[target].file.target),
             ..PointPlan::default()
         };
-        let loaded = self.targets[target].as_ref().context("a target without data has a closed form")?;
+        let loaded = self.points(target).context("a target without data has a closed form")?;
         let made = Rc::new(PointReference::new(loaded.exact.as_ref(), points, self.world)?);
         self.yardsticks.borrow_mut().insert((target, sets), Rc::clone(&made));
         Ok(made)
@@ -273,7 +304,12 @@ impl<'a> Bench<'a> {
             None => String::new(),
         };
         let best_of = file.targets[job.target].best_of;
-        Ok(format!("{:?} {best_of:?} {device} {reference} {}", file.score, self.content(job.target)?))
+        let scoring = match &self.targets[job.target] {
+            Loaded::Images(images) => format!(" {}", images.scoring),
+            Loaded::Points(_) | Loaded::Posterior => String::new(),
+        };
+        let content = self.content(job.target)?;
+        Ok(format!("{:?} {best_of:?} {device} {reference} {content}{scoring}", file.score))
     }
 
     /// SHA-256 of the target's file, if it has one.

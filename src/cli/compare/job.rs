@@ -46,8 +46,15 @@ impl Job {
 
     /// The training run whose budget it gets.
     pub fn budget(&self, plan: &ComparePlan) -> Job {
-        let is_budget = |method: &MethodEntry| method.name == plan.file.run.budget_of;
-        let method = plan.file.methods.iter().position(is_budget);
+        self.of(plan, &plan.file.run.budget_of)
+    }
+
+    /// The run of another method on the same target with the same seed.
+    ///
+    /// # Panics
+    /// If there is no method of that name.
+    pub fn of(&self, plan: &ComparePlan, name: &str) -> Job {
+        let method = plan.file.methods.iter().position(|method| method.name == name);
         Job { method: method.expect("the plan has checked that there is one"), ..*self }
     }
 
@@ -65,6 +72,8 @@ impl Job {
             target_evaluations: 0,
             seconds: 0.0,
             sampling_seconds: None,
+            evaluations_per_sample: None,
+            seconds_per_sample: None,
             step_size: None,
             acceptance: None,
             tuning_evaluations: None,

@@ -4,12 +4,17 @@
 //! that nobody has claimed. What a job found stays in its directory under a key of all that it depends on, so a
 //! comparison that was interrupted, or whose configuration has changed in part, does only what is missing.
 
+mod annealed;
 mod bench;
 mod chains;
+mod corrected;
 mod fitted;
+mod image_report;
+mod images;
 mod job;
 mod report;
 mod results;
+mod spread;
 mod trained;
 
 use std::collections::BTreeSet;
@@ -43,7 +48,9 @@ pub fn run(arguments: &Compare) -> Result<(), Exit> {
     file.run.directory = arguments.run.clone().or(file.run.directory);
     let world = &session.world;
     let plan = session.prepare(file.check())?;
-    let targets = session.prepare(bench::load_targets(&plan, world.device))?;
+    // A job runs in a world of its own: this rank alone.
+    let alone = World::solo(world.device);
+    let targets = session.prepare(bench::load_targets(&plan, &alone))?;
     session.prepare(bench::try_networks(&plan, world))?;
     let stop = session.prepare(watched)?;
     let directory = plan.file.directory();
@@ -51,14 +58,12 @@ pub fn run(arguments: &Compare) -> Result<(), Exit> {
     let _lock = session.prepare_on_root(|| open(&directory, &plan))?;
     session.work(world.collective().barrier())?;
 
-    // A job runs in a world of its own: this rank alone.
-    let alone = World::solo(world.device);
     let bench = Bench::new(&plan, &targets, &alone);
     let jobs = job::list(&plan);
     let referenced = session.work(make_references(&session, &bench, &jobs, &directory, &stop))?;
     let (trained, chains): (Vec<&Job>, Vec<&Job>) =
         jobs.iter().filter(|_| referenced).partition(|job| job.is_trained(&plan));
-    // Chains get the budgets that training has spent, so they come second.
+    // Chains get the budgets that training has spent, and corrections its draws, so they come second.
     for part in [trained, chains] {
         let done = work(&session, &bench, &directory, &part, &stop);
         session.work(done)?;

@@ -1,6 +1,6 @@
 //! The comparison as people read it: a table, `results.json`, `results.md` and a figure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::path::Path;
@@ -11,8 +11,10 @@ use tch::{Device, Kind, Tensor};
 use tracing::info;
 
 use super::bench::samples_file;
+use super::image_report;
 use super::job::Job;
 use super::results::{ResultRow, Rows};
+use super::spread::{Group, count, groups, number};
 use crate::cli::summary::command_line;
 use crate::config::{ComparePlan, Statistic, TargetSection};
 use crate::metric::CalibrationBin;
@@ -42,90 +44,6 @@ const MOST_CURVES: usize = 6;
 /// Exact samples of the figure: their purpose, as the iteration of their stream.
 const FIGURE: u64 = 5;
 
-/// Rows of one target, method and setting, one for each seed.
-struct Group<'r> {
-    rows: Vec<&'r ResultRow>,
-    statistic: Statistic,
-}
-
-/// What a table says of the values of several seeds.
-struct Spread {
-    /// The median, or the mean.
-    middle: f64,
-    /// In brackets or after ±: nothing where all values are one.
-    around: Option<Around>,
-}
-
-impl Spread {
-    /// As a table has it for a metric.
-    fn shown(&self, metric: &str) -> String {
-        let show = |value| shown(metric, value);
-        match &self.around {
-            Some(Around::Range(least, greatest)) => {
-                format!("{} [{}, {}]", show(self.middle), show(*least), show(*greatest))
-            }
-            Some(Around::Error(error)) => format!("{} ± {}", show(self.middle), show(*error)),
-            None => show(self.middle),
-        }
-    }
-}
-
-enum Around {
-    /// Least and greatest.
-    Range(f64, f64),
-    /// Standard error of the mean.
-    Error(f64),
-}
-
-impl Group<'_> {
-    fn spread(&self, value: impl Fn(&ResultRow) -> Option<f64>) -> Option<Spread> {
-        let mut values: Vec<f64> = self.rows.iter().filter_map(|row| value(row)).collect();
-        values.sort_by(f64::total_cmp);
-        let (least, greatest) = (*values.first()?, *values.last()?);
-        let n = values.len() as f64;
-        Some(match self.statistic {
-            Statistic::Median => Spread {
-                middle: (values[(values.len() - 1) / 2] + values[values.len() / 2]) / 2.0,
-                around: (least != greatest).then_some(Around::Range(least, greatest)),
-            },
-            Statistic::Mean => {
-                let mean = values.iter().sum::<f64>() / n;
-                let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-                let error = (squares / (n - 1.0) / n).sqrt();
-                Spread { middle: mean, around: (least != greatest).then_some(Around::Error(error)) }
-            }
-        })
-    }
-
-    fn metric(&self, name: &str) -> Option<Spread> {
-        self.spread(|row| row.metrics.get(name).map(|score| score.value))
-    }
-
-    /// One value for targets in closed form; for posteriors every seed has a split, and a floor, of its own.
-    fn floor(&self, name: &str) -> Option<Spread> {
-        self.spread(|row| row.metrics.get(name)?.floor)
-    }
-
-    /// Sets that the scores are means over.
-    fn sets(&self) -> usize {
-        self.rows.iter().map(|row| row.sets).max().unwrap_or(0)
-    }
-
-    fn failures(&self) -> usize {
-        self.rows.iter().filter(|row| row.failure.is_some()).count()
-    }
-
-    /// Sorting key: samples that exist before those that do not, then the distance that sees most.
-    fn rank(&self) -> (bool, f64) {
-        let distance = self.metric("sliced_w2").or_else(|| self.metric("ksd"));
-        (distance.is_none(), distance.map_or(f64::INFINITY, |spread| spread.middle))
-    }
-
-    fn name(&self) -> (&str, &str) {
-        (&self.rows[0].method, &self.rows[0].setting)
-    }
-}
-
 /// Collects the rows of all jobs and writes everything; rank 0 only.
 ///
 /// # Errors
@@ -138,11 +56,16 @@ pub fn write(plan: &ComparePlan, jobs: &[Job], directory: &Path) -> Result<()> {
     let json = serde_json::to_string_pretty(&rows).context("rows are plain data")?;
     save(&directory.join("results.json"), &json)?;
     let tables = tables(plan, &rows);
-    for (target, table, _) in &tables {
-        println!("\n{target}\n{table}");
+    for printed in &tables {
+        println!("\n{}\n{}", printed.target, printed.table());
     }
     save(&directory.join("results.md"), &markdown(plan, &rows, &tables)?)?;
     draw_calibration(plan, &rows, directory)?;
+    for (target, recipe) in plan.file.targets.iter().zip(&plan.recipes) {
+        if recipe.file.target.is_image() {
+            image_report::draw(plan, target, &recipe.file.evaluate, &rows, directory)?;
+        }
+    }
     let figure = directory.join("figures").join("samples.png");
     if draw(plan, &rows, directory, &figure)? {
         info!("results in {} and the figure in {}", directory.display(), figure.display());
@@ -156,22 +79,41 @@ fn save(path: &Path, text: &str) -> Result<()> {
     write_atomically(path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn groups<'r>(plan: &ComparePlan, target: &str, rows: &'r [ResultRow]) -> Vec<Group<'r>> {
-    let statistic = plan.file.run.statistic;
-    let mut by_name: BTreeMap<(&str, &str), Vec<&ResultRow>> = BTreeMap::new();
-    for row in rows.iter().filter(|row| row.target == target) {
-        by_name.entry((&row.method, &row.setting)).or_default().push(row);
-    }
-    let mut groups: Vec<Group> = by_name.into_values().map(|rows| Group { rows, statistic }).collect();
-    groups.sort_by(|a, b| a.rank().partial_cmp(&b.rank()).unwrap_or(std::cmp::Ordering::Equal));
-    groups
+/// A target's table: its name, and lines of cells of which the first is the header.
+struct Printed {
+    target: String,
+    lines: Vec<Vec<String>>,
 }
 
-/// Name of each target with its table, for the terminal and as lines of cells.
-fn tables(plan: &ComparePlan, rows: &[ResultRow]) -> Vec<(String, Table, Vec<Vec<String>>)> {
+impl Printed {
+    fn new(target: &str, lines: Vec<Vec<String>>) -> Self {
+        Printed { target: target.to_string(), lines }
+    }
+
+    /// For the terminal.
+    fn table(&self) -> Table {
+        let mut table = Table::new();
+        table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(&self.lines[0]);
+        for line in &self.lines[1..] {
+            table.add_row(line);
+        }
+        for column in table.column_iter_mut().skip(2) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        table
+    }
+}
+
+/// The table of each target.
+fn tables(plan: &ComparePlan, rows: &[ResultRow]) -> Vec<Printed> {
     let mut tables = Vec::new();
-    for target in &plan.file.targets {
-        let groups = groups(plan, &target.name, rows);
+    for (target, recipe) in plan.file.targets.iter().zip(&plan.recipes) {
+        if recipe.file.target.is_image() {
+            let lines = image_report::lines(plan, target, &recipe.file.evaluate, rows);
+            tables.push(Printed::new(&target.name, lines));
+            continue;
+        }
+        let groups = groups(plan, &target.name, rows, &["sliced_w2", "ksd"]);
         let metrics: Vec<&(&str, &str)> = SHOWN
             .iter()
             .filter(|(name, _)| groups.iter().any(|group| group.metric(name).is_some()))
@@ -192,15 +134,7 @@ fn tables(plan: &ComparePlan, rows: &[ResultRow]) -> Vec<(String, Table, Vec<Vec
         }
         lines.push(floors);
         lines.extend(groups.iter().map(|group| line(group, &metrics, plan.file.score.sets)));
-        let mut table = Table::new();
-        table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(&lines[0]);
-        for line in &lines[1..] {
-            table.add_row(line);
-        }
-        for column in table.column_iter_mut().skip(2) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        tables.push((target.name.clone(), table, lines));
+        tables.push(Printed::new(&target.name, lines));
     }
     tables
 }
@@ -217,44 +151,8 @@ fn line(group: &Group, metrics: &[&(&str, &str)], wanted_sets: usize) -> Vec<Str
     let mut cells = vec![method.to_string(), setting];
     cells.push(evaluations.map_or("–".into(), |spread| count(spread.middle)));
     cells.push(seconds.map_or("–".into(), |spread| format!("{:.1}", spread.middle)));
-    for (name, _) in metrics {
-        let failed = match group.failures() {
-            0 => String::new(),
-            n => format!(" ({n} of {} failed)", group.rows.len()),
-        };
-        cells.push(match (group.metric(name), group.failures()) {
-            (None, 0) => "–".into(),
-            (None, n) => format!("{n} of {} failed", group.rows.len()),
-            (Some(spread), _) => format!("{}{failed}", spread.shown(name)),
-        });
-    }
+    cells.extend(metrics.iter().map(|(name, _)| group.cell(name)));
     cells
-}
-
-/// A number of evaluations.
-fn count(value: f64) -> String {
-    if value >= 1e5 { format!("{:.2} M", value / 1e6) } else { format!("{value:.0}") }
-}
-
-/// A value of a metric: in percent for accuracies, with four decimals for log predictive densities, whose differences
-/// are small.
-fn shown(metric: &str, value: f64) -> String {
-    match metric {
-        "accuracy" | "accuracy_best" => format!("{:.2} %", 100.0 * value),
-        "log_predictive" => format!("{value:.4}"),
-        _ => number(value),
-    }
-}
-
-/// Three digits that count.
-fn number(value: f64) -> String {
-    match value.abs() {
-        size if size >= 1e5 => format!("{value:.1e}"),
-        size if size >= 100.0 => format!("{value:.0}"),
-        size if size >= 10.0 => format!("{value:.1}"),
-        size if size >= 1.0 => format!("{value:.2}"),
-        _ => format!("{value:.3}"),
-    }
 }
 
 /// The different values of all rows.
@@ -263,22 +161,24 @@ fn distinct(rows: &[ResultRow], value: impl Fn(&ResultRow) -> String) -> String 
     values.into_iter().collect::<Vec<_>>().join(", ")
 }
 
-fn markdown(
-    plan: &ComparePlan,
-    rows: &[ResultRow],
-    tables: &[(String, Table, Vec<Vec<String>>)],
-) -> Result<String> {
+fn markdown(plan: &ComparePlan, rows: &[ResultRow], tables: &[Printed]) -> Result<String> {
     let file = &plan.file;
     let seeds: Vec<String> = file.run.seeds.iter().map(u64::to_string).collect();
     let mut text = String::new();
+    let chains = match file.methods.iter().any(|method| method.mcmc.is_some()) {
+        true => format!(
+            " Chains get the evaluations and the seconds that `{}` was trained with, seed by seed; what it takes to choose \
+             among several step sizes comes on top (`tuning_evaluations` in results.json).",
+            file.run.budget_of
+        ),
+        false => String::new(),
+    };
     writeln!(text, "# {}\n", file.run.name)?;
     writeln!(text, "`{}`\n", command_line())?;
     writeln!(
         text,
-        "dft {}, libtorch {}; runs made at commit {} on {}, with {} threads each. Seeds {}; their {}. Scores are means over {} sets of {} samples where the setting says nothing else; the \
-         first line of each table is what exact samples score. Chains get the evaluations and the seconds that `{}` was \
-         trained with, seed by seed; what it takes to choose among several step sizes comes on top (`tuning_evaluations` \
-         in results.json).",
+        "dft {}, libtorch {}; runs made at commit {} on {}, with {} threads each. Seeds {}; their {}. Scores are {} of {} samples{}; the \
+         first line of each table is what {} samples score.{chains}",
         env!("CARGO_PKG_VERSION"),
         env!("DFT_BUILD_LIBTORCH"),
         distinct(rows, |row| row.commit.clone()),
@@ -289,9 +189,13 @@ fn markdown(
             Statistic::Median => "median, and in brackets the least and the greatest",
             Statistic::Mean => "mean ± its standard error",
         },
-        file.score.sets,
+        match file.score.sets {
+            1 => "of one set".to_string(),
+            sets => format!("means over {sets} sets"),
+        },
         file.score.samples,
-        file.run.budget_of
+        if file.score.sets == 1 { "" } else { " where the setting says nothing else" },
+        if plan.recipes.iter().all(|recipe| recipe.file.target.is_image()) { "real" } else { "exact" },
     )?;
     if file.targets.iter().any(|target| target.best_of.is_some()) {
         writeln!(
@@ -300,8 +204,11 @@ fn markdown(
              it is chosen on the rows it is measured on. Everything else is of the last iterate."
         )?;
     }
-    for (target, _, lines) in tables {
+    for (Printed { target, lines }, recipe) in tables.iter().zip(&plan.recipes) {
         writeln!(text, "\n## {target}\n")?;
+        if recipe.file.target.is_image() {
+            writeln!(text, "{}\n", image_report::legend(file))?;
+        }
         for (number, line) in lines.iter().enumerate() {
             writeln!(text, "| {} |", line.join(" | "))?;
             if number == 0 {
@@ -343,7 +250,7 @@ fn draw(plan: &ComparePlan, rows: &[ResultRow], directory: &Path, path: &Path) -
     let mut shown = Vec::new();
     for (number, recipe) in plan.recipes.iter().enumerate() {
         // Contours are computed on the host, wherever the runs were.
-        if let TargetSection::Logistic(_) = recipe.file.target {
+        if matches!(recipe.file.target, TargetSection::Logistic(_)) || recipe.file.target.is_image() {
             continue;
         }
         let target = load_exact(&recipe.file.target, Kind::Double, Device::Cpu)?;
@@ -442,15 +349,6 @@ fn square(samples: &Tensor) -> ((f64, f64), f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_keep_three_digits_that_count() {
-        for (value, text) in
-            [(0.05312, "0.053"), (1.234, "1.23"), (12.34, "12.3"), (1234.0, "1234"), (2.5e7, "2.5e7")]
-        {
-            assert_eq!(number(value), text);
-        }
-    }
 
     #[test]
     fn square_of_a_heavy_tail_shows_its_middle() {

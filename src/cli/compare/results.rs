@@ -22,7 +22,7 @@ pub struct ResultRow {
     pub target: String,
     /// Name of the method.
     pub method: String,
-    /// `trained`, `same evaluations` or `same seconds`.
+    /// `trained`, `same evaluations`, `same seconds`, `fitted`, or the number of steps: `200 steps`.
     pub setting: String,
     /// Seed.
     pub seed: u64,
@@ -41,6 +41,12 @@ pub struct ResultRow {
     /// Seconds to draw one set of samples; nothing for chains, which have drawn theirs in `seconds`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampling_seconds: Option<f64>,
+    /// Evaluations of the target's gradient for one sample; 0 for a sampler in one step. Of images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluations_per_sample: Option<u64>,
+    /// Seconds to draw a sample, one of many drawn together. Of images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_per_sample: Option<f64>,
     /// Step size of a chain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step_size: Option<f64>,
@@ -96,12 +102,18 @@ impl From<&Bin> for CalibrationBin {
 }
 
 impl ResultRow {
+    /// Fills in the cost of all `samples` draws of annealed or corrected chains from that of one.
+    pub fn finish_draws(&mut self, samples: usize) {
+        self.target_evaluations = self.evaluations_per_sample.unwrap_or(0) * samples as u64;
+        self.seconds = self.seconds_per_sample.unwrap_or(0.0) * samples as f64;
+    }
+
     /// A sentence for the log.
     pub fn line(&self) -> String {
         let ResultRow { target, method, setting, seed, seconds, .. } = self;
         let outcome = match &self.failure {
             Some(failure) => failure.clone(),
-            None => ["ksd", "sliced_w2", "mean_error_rms", "accuracy", "accuracy_best"]
+            None => ["ksd", "sliced_w2", "mean_error_rms", "accuracy", "accuracy_best", "fd", "fd_lenet"]
                 .iter()
                 .filter_map(|name| Some(format!("{name} {}", self.metrics.get(*name)?.beside_floor())))
                 .collect::<Vec<_>>()

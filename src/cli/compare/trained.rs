@@ -9,20 +9,25 @@ use tch::Kind;
 use tracing::warn;
 
 use super::bench::Bench;
+use super::images::seconds_of;
 use super::job::Job;
-use super::results::{Rows, key_of};
-use crate::cli::metrics::{draw_points, output_sigma};
+use super::results::{ResultRow, Rows, key_of};
+use crate::cli::metrics::{draw_points, draw_samples, output_sigma};
 use crate::cli::run_directory::RunDirectory;
 use crate::cli::run_observer::{RunObserver, Yardsticks};
 use crate::cli::summary::Score;
 use crate::cli::train::start_record;
 use crate::config::{CheckpointSection, ComputeSection, EvaluateSection, Plan, TrainFile, load};
+use crate::metric::chunks;
 use crate::model::write_atomically;
 use crate::record::RunReader;
 use crate::train::{Networks, Outcome, State, Stop, TrainError, run as train};
 
 /// The setting of their rows.
 const SETTING: &str = "trained";
+
+/// Images that are drawn to time a sampler.
+pub const TIMED: i64 = 10_000;
 
 impl Bench<'_> {
     /// Trains, or finds that it is done; `None` if it was stopped.
@@ -70,8 +75,12 @@ impl Bench<'_> {
                 let along = RunReader::open(home.join("run.h5"))?.series("evaluation", "accuracy")?;
                 row.metrics.insert("accuracy_best".into(), best_along(&along));
             }
-            let target = networks.target.target();
             let sigma = output_sigma(&plan.file.method, networks.target.tempered_from().is_some());
+            if self.makes_images(job) {
+                self.score_trained_images(&mut row, (job, home), &networks, &state, sigma)?;
+                return Rows::keep(home, key, vec![row]).map(Some);
+            }
+            let target = networks.target.target();
             let draw = |sigma| {
                 let rows = (file.score.samples * file.score.sets) as i64;
                 let x = draw_points(
@@ -94,6 +103,34 @@ impl Bench<'_> {
             }
         }
         Rows::keep(home, key, vec![row]).map(Some)
+    }
+
+    /// Scores images of a trained sampler, and times as many as people ask for at once.
+    fn score_trained_images(
+        &self,
+        row: &mut ResultRow,
+        (job, home): (&Job, &Path),
+        networks: &Networks,
+        state: &State,
+        sigma: f64,
+    ) -> Result<()> {
+        let (network, parameters) = (&networks.sampler, &state.average.parameters);
+        let draw = |at, sigma| draw_samples(network, parameters, job.seed, at, sigma, self.world.device);
+        self.keep_real(job, home)?;
+        self.score_images(row, (job, home), |chunk, rows| draw((chunk, rows), sigma))?;
+        if row.failure.is_some() {
+            return Ok(());
+        }
+        if sigma > 0.0 {
+            let measure = self.images(job)?.measure(self.world)?;
+            let scores = measure.score("_clean", self.world, |chunk, rows| draw((chunk, rows), 0.0))?;
+            row.metrics.extend(scores.metrics);
+        }
+        let seconds = seconds_of(self.world, || chunks(TIMED).for_each(|at| drop(draw(at, sigma))));
+        row.seconds_per_sample = Some(seconds / TIMED as f64);
+        row.sampling_seconds = Some(seconds * self.plan.file.score.samples as f64 / TIMED as f64);
+        row.evaluations_per_sample = Some(0);
+        Ok(())
     }
 }
 

@@ -1,16 +1,20 @@
 //! The configuration of `dft compare`: methods on targets, and what they are given.
 
+mod annealed;
+mod method;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::fitted::FittedSection;
 use super::load::{ConfigError, load};
-use super::mcmc::McmcSection;
 use super::network::TargetSection;
 use super::run::{ComputeSection, Reduction, require};
-use super::train::{EvaluateSection, Plan, TrainFile};
+use super::train::{EvaluateSection, Features, Plan, TrainFile};
+
+pub use annealed::{AnnealedKernel, AnnealedSection, CorrectedSection, CorrectionKind};
+pub use method::{Budget, MethodEntry, Work};
 
 /// What a user writes for `dft compare`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -99,79 +103,6 @@ pub struct TargetEntry {
     pub best_of: Option<u64>,
 }
 
-/// `[[method]]`: a training method (`set`), a Markov chain (`mcmc`) or a Gaussian (`fitted`).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct MethodEntry {
-    /// Its name in tables and figures.
-    pub name: String,
-    /// What to set in each target's configuration, as with `--set`: `["method.kind=kl"]`. An empty list is the
-    /// target's own recipe.
-    #[serde(default)]
-    pub set: Vec<String>,
-    /// What to set besides on single targets, by name: `{ funnel = ["score.base=target"] }`.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub set_on: BTreeMap<String, Vec<String>>,
-    /// A sampler that is not trained.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mcmc: Option<McmcSection>,
-    /// Chains that move at once; as many as `score.samples` if not given. Fewer go further for the same cost.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub chains: Option<usize>,
-    /// A Gaussian fitted to the posterior of a regression.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fitted: Option<FittedSection>,
-    /// What chains are given of the trained method's cost; both if not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub budgets: Option<Vec<Budget>>,
-    /// The targets it runs on; all if not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub targets: Option<Vec<String>>,
-}
-
-/// A cost that Markov chains share with a trained method.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Budget {
-    /// As many evaluations of the target's gradient.
-    Evaluations,
-    /// As many seconds.
-    Seconds,
-}
-
-impl Budget {
-    /// The setting of a row in tables.
-    pub fn setting(self) -> &'static str {
-        match self {
-            Budget::Evaluations => "same evaluations",
-            Budget::Seconds => "same seconds",
-        }
-    }
-}
-
-impl MethodEntry {
-    /// What chains are given.
-    pub fn budgets(&self) -> Vec<Budget> {
-        self.budgets.clone().unwrap_or(vec![Budget::Evaluations, Budget::Seconds])
-    }
-
-    /// Whether a sampler is trained.
-    pub fn is_trained(&self) -> bool {
-        self.mcmc.is_none() && self.fitted.is_none()
-    }
-
-    /// What it sets on this target.
-    pub fn settings(&self, target: &TargetEntry) -> Vec<String> {
-        let own = self.set_on.get(&target.name);
-        self.set.iter().chain(own.into_iter().flatten()).cloned().collect()
-    }
-
-    /// Whether it runs on this target.
-    pub fn runs_on(&self, target: &TargetEntry) -> bool {
-        self.targets.as_ref().is_none_or(|targets| targets.contains(&target.name))
-    }
-}
-
 /// A checked comparison.
 #[derive(Debug, Clone)]
 pub struct ComparePlan {
@@ -248,8 +179,11 @@ impl CompareFile {
             )));
         }
         file.compute.threads = self.compute.threads();
-        // Samples are scored by the comparison, all methods alike.
-        file.evaluate = EvaluateSection::default();
+        // Samples are scored by the comparison, all methods alike; images on the features of the target's own recipe.
+        file.evaluate = match file.target.is_image() {
+            true => self.scoring_of_images(file.evaluate),
+            false => EvaluateSection::default(),
+        };
         file.check(1)
     }
 
@@ -268,15 +202,7 @@ impl CompareFile {
             .flat_map(|method| method.targets.iter().flatten().chain(method.set_on.keys()));
         let unknown = unknown.map(String::as_str).find(|name| !targets().any(|target| target == *name));
         let budget = self.methods.iter().find(|method| method.name == self.run.budget_of);
-        let both = self.methods.iter().find(|method| {
-            let is_set = !method.set.is_empty() || !method.set_on.is_empty();
-            match (&method.mcmc, &method.fitted) {
-                (Some(_), None) => is_set || method.budgets().is_empty(),
-                (None, Some(_)) => is_set || method.budgets.is_some() || method.chains.is_some(),
-                (None, None) => method.budgets.is_some() || method.chains.is_some(),
-                (Some(_), Some(_)) => true,
-            }
-        });
+        let both = self.methods.iter().find(|method| !method.is_one_thing());
         let seeds = format!("{:?}", self.run.seeds);
         let repeated_seed =
             (1..self.run.seeds.len()).any(|i| self.run.seeds[..i].contains(&self.run.seeds[i]));
@@ -307,7 +233,7 @@ impl CompareFile {
                 "method",
                 &both.map_or("", |method| &method.name),
                 "one of `set` for a trained method, `mcmc` for Markov chains, which alone have `chains` and one or both `budgets`, \
-                 and `fitted`",
+                 `fitted`, `annealed` and `corrected`",
             ),
             (!self.run.seeds.is_empty() && !repeated_seed, "run.seeds", &seeds, "a list of seeds, each once"),
             (self.score.samples >= 2, "score.samples", &self.score.samples, "2 or more"),
@@ -329,31 +255,28 @@ impl CompareFile {
                 )));
             }
         }
+        self.check_images(&recipes)?;
         let mut plans = BTreeMap::new();
         for (number, method) in self.methods.iter().enumerate() {
-            if let Some(mcmc) = &method.mcmc {
-                mcmc.check(&format!("method {:?}: mcmc", method.name))?;
-                check_chains(method, &self.score)?;
-                continue;
-            }
-            if let Some(fitted) = &method.fitted {
-                fitted.check(&format!("method {:?}: fitted", method.name))?;
-                let is_posterior = |recipe: &Plan| matches!(recipe.file.target, TargetSection::Logistic(_));
-                let other = self
-                    .targets
-                    .iter()
-                    .zip(&recipes)
-                    .find(|(target, recipe)| method.runs_on(target) && !is_posterior(recipe));
-                if let Some((target, _)) = other {
-                    return Err(ConfigError::Invalid(format!(
-                        "method {:?} fits a Gaussian to the posterior of a regression, and target {:?} is none; list \
-                         others in its `targets`",
-                        method.name, target.name
-                    )));
+            let key = |section: &str| format!("method {:?}: {section}", method.name);
+            match method.work() {
+                Work::Chains(mcmc) => {
+                    mcmc.check(&key("mcmc"))?;
+                    check_chains(method, &self.score)?;
                 }
-                continue;
+                Work::Fitted(fitted) => fitted.check(&key("fitted"))?,
+                Work::Annealed(annealed) => annealed.check(&key("annealed"))?,
+                Work::Corrected(corrected) => {
+                    corrected.check(&key("corrected"))?;
+                    self.check_corrected(method, corrected)?;
+                }
+                Work::Trained => {}
             }
             for (at, target) in self.targets.iter().enumerate().filter(|(_, target)| method.runs_on(target)) {
+                check_target(method, target, &recipes[at].file.target)?;
+                if !method.is_trained() {
+                    continue;
+                }
                 let plan = self.train_plan(target, &method.settings(target))?;
                 if plan.file.target != recipes[at].file.target {
                     return Err(ConfigError::Invalid(format!(
@@ -366,4 +289,88 @@ impl CompareFile {
         }
         Ok(ComparePlan { file: self, recipes, plans })
     }
+
+    /// What a recipe says of scores, with the comparison's number of samples and none of its own comparisons.
+    fn scoring_of_images(&self, evaluate: EvaluateSection) -> EvaluateSection {
+        let EvaluateSection { langevin_steps, langevin_sigma, langevin_step_size, corrections, .. } =
+            EvaluateSection::default();
+        EvaluateSection {
+            every: 0,
+            samples: self.score.samples,
+            point_sets: 0,
+            langevin_steps,
+            langevin_sigma,
+            langevin_step_size,
+            corrections,
+            ..evaluate
+        }
+    }
+
+    /// What scoring images wants of the comparison and of the recipes.
+    fn check_images(&self, recipes: &[Plan]) -> Result<(), ConfigError> {
+        for (target, recipe) in self.targets.iter().zip(recipes).filter(|(_, it)| it.file.target.is_image()) {
+            if self.score.sets != 1 {
+                return Err(ConfigError::Invalid(format!(
+                    "score.sets = {}, and target {:?} makes images, which are scored in one set of score.samples; set it to 1",
+                    self.score.sets, target.name
+                )));
+            }
+            if recipe.file.evaluate.features == Features::None {
+                return Err(ConfigError::Invalid(format!(
+                    "{} has evaluate.features = \"none\", and the images of target {:?} are scored by their Fréchet distance; \
+                     choose \"lenet\" or a TorchScript file there",
+                    target.config.display(),
+                    target.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// A method whose draws are moved on has draws wherever they are.
+    fn check_corrected(&self, method: &MethodEntry, corrected: &CorrectedSection) -> Result<(), ConfigError> {
+        let of = self.methods.iter().find(|other| other.name == corrected.of && other.is_trained());
+        let is_there =
+            |target: &TargetEntry| !method.runs_on(target) || of.is_some_and(|of| of.runs_on(target));
+        require(&[(
+            of.is_some() && self.targets.iter().all(is_there),
+            &format!("method {:?}: corrected.of", method.name),
+            &format!("{:?}", corrected.of),
+            "the name of a trained [[method]] that runs on the same targets",
+        )])
+    }
+}
+
+/// Refuses a method on a target that it is not for.
+fn check_target(
+    method: &MethodEntry,
+    target: &TargetEntry,
+    section: &TargetSection,
+) -> Result<(), ConfigError> {
+    let is_posterior = matches!(section, TargetSection::Logistic(_));
+    let (what, is_for) = match method.work() {
+        Work::Trained => return Ok(()),
+        Work::Chains(_) => ("`mcmc`, for targets on vectors", !section.is_image()),
+        Work::Fitted(_) => ("`fitted`, a Gaussian for the posterior of a regression", is_posterior),
+        Work::Annealed(_) => {
+            ("`annealed`, for images of a tempered energy", section.is_image() && section.is_tempered())
+        }
+        Work::Corrected(_) => {
+            ("`corrected`, for images of a tempered energy", section.is_image() && section.is_tempered())
+        }
+    };
+    if is_for {
+        return Ok(());
+    }
+    Err(ConfigError::Invalid(format!(
+        "method {:?} has {what}, and target {:?} is none; list the others in its `targets`{}",
+        method.name,
+        target.name,
+        match method.work() {
+            Work::Chains(_) => ", or choose `annealed` for images",
+            _ if section.is_image() && !section.is_tempered() =>
+                ", or set target.tempered = true in its configuration",
+            _ => "",
+        }
+    )))
 }

@@ -1,0 +1,115 @@
+//! Draws of a trained sampler of a comparison, moved on by Markov steps: a row for each number of steps.
+
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context, Result};
+
+use super::annealed::steps_setting;
+use super::bench::Bench;
+use super::job::Job;
+use super::results::{ResultRow, Rows, key_of};
+use crate::cli::arguments::CorrectionKernel;
+use crate::cli::corrections::{Corrections, Spent};
+use crate::cli::metrics::draw_samples;
+use crate::cli::sample::{Sampler, load_sampler};
+use crate::config::{CorrectedSection, CorrectionKind};
+use crate::mcmc::McmcError;
+use crate::train::Stop;
+
+impl Bench<'_> {
+    /// Moves draws on, or finds that it is done; `None` if it was stopped.
+    pub(super) fn correct(
+        &self,
+        job: &Job,
+        section: &CorrectedSection,
+        (home, directory): (&Path, &Path),
+        stop: &Stop,
+    ) -> Result<Option<Rows>> {
+        let trained_home = directory.join(job.of(self.plan, &section.of).slug(self.plan));
+        let trained = Rows::any(&trained_home)?.remove(0);
+        let key = key_of(&[
+            &serde_json::to_string(&(section, &self.plan.recipes[job.target].file.target))?,
+            &format!("{:?} {:?} {}", trained.parameters_sha256, trained.failure, job.seed),
+            &self.common_key(job)?,
+        ]);
+        if let Some(rows) = Rows::read(home, &key) {
+            return Ok(Some(rows));
+        }
+        std::fs::create_dir_all(home).with_context(|| format!("cannot make {}", home.display()))?;
+        let rows = match &trained.failure {
+            Some(failure) => Ok(self.failed(job, section, &format!("{} failed: {failure}", section.of))),
+            None => self.corrected_rows(job, section, (home, &trained_home), stop),
+        };
+        let rows = match rows {
+            // Steps that cannot be taken on this target are a result too.
+            Err(error) if error.is::<McmcError>() => self.failed(job, section, &error.to_string()),
+            rows => rows?,
+        };
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        Rows::keep(home, key, rows).map(Some)
+    }
+
+    fn failed(&self, job: &Job, section: &CorrectedSection, failure: &str) -> Vec<ResultRow> {
+        let row = |&steps: &u64| ResultRow {
+            failure: Some(failure.to_string()),
+            ..job.row(self.plan, &steps_setting(steps), self.world)
+        };
+        section.steps.iter().map(row).collect()
+    }
+
+    /// Rows that nobody may keep if it was stopped meanwhile.
+    fn corrected_rows(
+        &self,
+        job: &Job,
+        section: &CorrectedSection,
+        (home, trained_home): (&Path, &Path),
+        stop: &Stop,
+    ) -> Result<Vec<ResultRow>> {
+        let target = &self.images(job)?.target;
+        let sampler = load_sampler(&trained_home.join("sampler.safetensors"), self.world.device)?;
+        let Sampler { network, parameters, output_sigma, .. } = &sampler;
+        let kernel = match section.kernel {
+            CorrectionKind::Mala => CorrectionKernel::Mala,
+            CorrectionKind::Ula => CorrectionKernel::Ula,
+        };
+        let corrections = Corrections::new(target, kernel, None, &sampler, (job.seed, self.world))?;
+        let mut rows = Vec::new();
+        for &steps in &section.steps {
+            let mut row = job.row(self.plan, &steps_setting(steps), self.world);
+            let (mut spent, mut failure) = (Spent::default(), None);
+            self.score_images(&mut row, (job, home), |chunk, count| {
+                // The very draws that the trained method's row has scored.
+                let device = self.world.device;
+                let x = draw_samples(network, parameters, job.seed, (chunk, count), *output_sigma, device);
+                if stop.load(Ordering::Relaxed) || failure.is_some() {
+                    return x;
+                }
+                match corrections.apply(&x, steps, chunk) {
+                    Ok(corrected) => {
+                        spent.add(&corrected);
+                        corrected.samples
+                    }
+                    Err(error) => {
+                        failure = Some(error);
+                        x
+                    }
+                }
+            })?;
+            if let Some(error) = failure {
+                return Err(error.into());
+            }
+            row.evaluations_per_sample = Some(spent.evaluations_per_sample());
+            row.acceptance = spent.acceptance();
+            row.step_size = Some(corrections.step_size);
+            row.tuning_evaluations =
+                Some(corrections.tuning_evaluations).filter(|&evaluations| evaluations > 0);
+            row.diverged_chains = Some(spent.divergences());
+            row.finish_draws(self.plan.file.score.samples);
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+}

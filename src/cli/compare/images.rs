@@ -1,0 +1,142 @@
+//! Targets of a comparison that make images: what their samples are scored against, and how.
+
+use std::cell::{OnceCell, RefCell};
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use tch::{Device, Tensor};
+
+use super::bench::Bench;
+use super::job::Job;
+use super::results::ResultRow;
+use crate::cli::corrections::CorrectionTarget;
+use crate::cli::evaluate::timed_score;
+use crate::cli::metrics::{Inputs, Measure, NotFinite, Scores};
+use crate::comm::World;
+use crate::config::{ComparePlan, EvaluateSection, Features, Work};
+use crate::data::file_sha256;
+use crate::record::write_samples_file;
+use crate::target::{TargetAtLevel, TargetError};
+
+/// Images of each row of the grid.
+pub const PICTURED: i64 = 12;
+
+/// File of the real ones, beside those of a trained method.
+pub const REAL: &str = "real.npy";
+
+/// A target that makes images, with its yardstick.
+pub struct ImageTarget {
+    /// As corrections move towards it.
+    pub target: CorrectionTarget,
+    /// Features and data that its samples are scored on.
+    pub scoring: String,
+    inputs: RefCell<Option<Inputs>>,
+    measure: OnceCell<Measure>,
+}
+
+impl ImageTarget {
+    /// Loads target `number` and what scores its samples; the reference is measured when the first are.
+    ///
+    /// # Errors
+    /// If target, data or extractor cannot be used, or the extractor has so many features that samples of this number, or
+    /// those that step sizes are chosen with, are too few.
+    pub fn load(plan: &ComparePlan, number: usize, world: &World) -> Result<Self> {
+        let (file, entry) = (&plan.recipes[number].file, &plan.file.targets[number]);
+        let target = TargetAtLevel::load(&file.target, file.run.seed, &file.compute, world)?;
+        if target.target().shape().len() != 3 {
+            return Err(TargetError::Invalid(format!(
+                "target {:?} makes samples {:?}, wanted images [C, H, W]",
+                entry.name,
+                target.target().shape()
+            ))
+            .into());
+        }
+        let evaluate = &file.evaluate;
+        let load = |section: &EvaluateSection| {
+            let inputs = Inputs::load(section, target.target(), world.device)?;
+            inputs.context("the plan has checked that there are features")
+        };
+        for method in plan.file.methods.iter().filter(|method| method.runs_on(entry)) {
+            let Work::Annealed(annealed) = method.work() else { continue };
+            if annealed.tuning_samples < evaluate.samples {
+                let section = EvaluateSection { samples: annealed.tuning_samples, ..evaluate.clone() };
+                load(&section)
+                    .with_context(|| format!("method {:?}: annealed.tuning_samples", method.name))?;
+            }
+        }
+        let inputs = load(evaluate)?;
+        let weights = match &evaluate.features {
+            Features::TorchScript(file) => Some(file),
+            _ => evaluate.features_file.as_ref(),
+        };
+        let weights = match weights {
+            Some(file) => file_sha256(file).with_context(|| format!("cannot read {}", file.display()))?,
+            None => String::new(),
+        };
+        Ok(ImageTarget {
+            target: CorrectionTarget::new(target, &file.method),
+            scoring: format!("{} {weights}", serde_json::to_string(evaluate)?),
+            inputs: RefCell::new(Some(inputs)),
+            measure: OnceCell::new(),
+        })
+    }
+
+    /// The reference with its floors.
+    ///
+    /// # Errors
+    /// If features of real samples are not finite.
+    pub fn measure(&self, world: &World) -> Result<&Measure> {
+        if let Some(measure) = self.measure.get() {
+            return Ok(measure);
+        }
+        let inputs = self.inputs.take().context("a reference that could not be measured ends the job")?;
+        let measure = inputs.measure(world)?;
+        Ok(self.measure.get_or_init(|| measure))
+    }
+}
+
+impl Bench<'_> {
+    /// Scores what `draw`(chunk, rows) returns into the row, with the seconds that drawing took, and keeps the first images
+    /// as those of `setting`.
+    ///
+    /// # Errors
+    /// If they cannot be scored for another reason than that they are not finite, which is a result.
+    pub(super) fn score_images(
+        &self,
+        row: &mut ResultRow,
+        (job, home): (&Job, &Path),
+        draw: impl FnMut(u64, i64) -> Tensor,
+    ) -> Result<()> {
+        let measure = self.images(job)?.measure(self.world)?;
+        match timed_score(measure, self.world, draw) {
+            Ok((Scores { metrics, shown, .. }, seconds)) => {
+                row.sets = 1;
+                row.metrics.extend(metrics);
+                row.seconds_per_sample = Some(seconds / self.plan.file.score.samples as f64);
+                self.keep_samples(home, &row.setting, &shown.narrow(0, 0, PICTURED.min(shown.size()[0])))
+            }
+            Err(error) if error.is::<NotFinite>() => {
+                row.failure = Some(error.to_string());
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Keeps real images for the figure.
+    pub(super) fn keep_real(&self, job: &Job, home: &Path) -> Result<()> {
+        let real = self.images(job)?.measure(self.world)?.real(PICTURED);
+        write_samples_file(home.join(REAL).as_path(), &real.to_device(Device::Cpu), true)
+    }
+}
+
+/// Seconds that `work` takes, on a GPU until it is done.
+pub fn seconds_of(world: &World, work: impl FnOnce()) -> f64 {
+    let began = Instant::now();
+    work();
+    if let Device::Cuda(ordinal) = world.device {
+        tch::Cuda::synchronize(ordinal as i64);
+    }
+    began.elapsed().as_secs_f64()
+}

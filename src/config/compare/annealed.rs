@@ -1,0 +1,126 @@
+//! Methods of a comparison on images: annealed chains, and draws of a trained sampler moved on.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::load::ConfigError;
+use crate::config::run::require;
+
+/// How an annealed chain moves at each level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AnnealedKernel {
+    /// An unadjusted Langevin step.
+    #[default]
+    Langevin,
+    /// The same step, accepted or rejected by the tempered density.
+    Mala,
+    /// Leapfrog steps from a fresh momentum, accepted or rejected likewise.
+    Hmc,
+}
+
+/// Annealed chains on a tempered energy: a row for each number of steps.
+///
+/// Of the step sizes, each number of steps takes the one with the least Fréchet distance over `tuning_samples` chains with
+/// other random numbers. That distance is from the reference that all rows are scored against, so it favours the chains.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AnnealedSection {
+    /// How a chain moves.
+    pub kernel: AnnealedKernel,
+    /// Steps, one a noise level; a row for each number.
+    pub steps: Vec<u64>,
+    /// Step sizes to choose from, each a fraction of sigma² for the Langevin kinds and of sigma for leapfrog steps.
+    pub step_sizes: Vec<f64>,
+    /// Noise levels of the first and the last step; geometric in between.
+    pub sigma: [f64; 2],
+    /// Leapfrog steps of `hmc` at each level.
+    pub leapfrog_steps: u64,
+    /// Chains that each step size is tried with.
+    pub tuning_samples: usize,
+}
+
+impl Default for AnnealedSection {
+    fn default() -> Self {
+        AnnealedSection {
+            kernel: AnnealedKernel::Langevin,
+            steps: vec![1, 2, 5, 10, 20, 50, 100, 200],
+            step_sizes: vec![0.125, 0.25, 0.5, 0.75, 1.0],
+            sigma: [3.0, 0.1],
+            leapfrog_steps: 5,
+            tuning_samples: 400,
+        }
+    }
+}
+
+impl AnnealedSection {
+    /// Leapfrog steps of a level, if it takes such steps.
+    pub fn leapfrog(&self) -> Option<u64> {
+        (self.kernel == AnnealedKernel::Hmc).then_some(self.leapfrog_steps)
+    }
+
+    pub(super) fn check(&self, key: &str) -> Result<(), ConfigError> {
+        let key = |name: &str| format!("{key}.{name}");
+        let [high, low] = self.sigma;
+        let sizes = &self.step_sizes;
+        require(&[
+            (is_list_of_steps(&self.steps), &key("steps"), &format!("{:?}", self.steps), LIST_OF_STEPS),
+            (
+                !sizes.is_empty() && sizes.iter().all(|&size| size > 0.0 && size < 2.0),
+                &key("step_sizes"),
+                &format!("{sizes:?}"),
+                "one number or more between 0 and 2 (at 2 a chain is unstable)",
+            ),
+            (
+                high >= low && low > 0.0 && high.is_finite(),
+                &key("sigma"),
+                &format!("{:?}", self.sigma),
+                "[high, low] with high ≥ low > 0",
+            ),
+            (self.leapfrog_steps > 0, &key("leapfrog_steps"), &self.leapfrog_steps, "1 or more"),
+            (self.tuning_samples >= 2, &key("tuning_samples"), &self.tuning_samples, "2 or more"),
+        ])
+    }
+}
+
+/// How corrections move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CorrectionKind {
+    /// Metropolis-adjusted Langevin: proposals are accepted or rejected, so the target's density is kept.
+    #[default]
+    Mala,
+    /// Unadjusted Langevin: every proposal is taken, at the price of an error that grows with the step size.
+    Ula,
+}
+
+/// Draws of a trained method on the same target with the same seed, after Markov steps: a row for each number of steps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CorrectedSection {
+    /// The trained method.
+    pub of: String,
+    /// How they move.
+    #[serde(default)]
+    pub kernel: CorrectionKind,
+    /// Steps; a row for each number.
+    #[serde(default = "default_corrections")]
+    pub steps: Vec<u64>,
+}
+
+fn default_corrections() -> Vec<u64> {
+    vec![1, 5, 20]
+}
+
+impl CorrectedSection {
+    pub(super) fn check(&self, key: &str) -> Result<(), ConfigError> {
+        let steps = format!("{:?}", self.steps);
+        require(&[(is_list_of_steps(&self.steps), &format!("{key}.steps"), &steps, LIST_OF_STEPS)])
+    }
+}
+
+const LIST_OF_STEPS: &str = "one number of steps above 0 or more, each once";
+
+fn is_list_of_steps(steps: &[u64]) -> bool {
+    let distinct: std::collections::BTreeSet<u64> = steps.iter().copied().collect();
+    !steps.is_empty() && distinct.len() == steps.len() && !distinct.contains(&0)
+}
