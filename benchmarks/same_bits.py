@@ -30,7 +30,7 @@ CONFIGS = {
         "train.iterations=40", "train.batch=144", "train.warmup_updates=5", "checkpoint.every=10", "evaluate.point_sets=1",
     ],
     "configs/mnist.toml": [
-        "train.iterations=16", "train.warmup_updates=2", "checkpoint.every=4", "evaluate.every=8", "evaluate.samples=200",
+        "train.iterations=16", "train.warmup_updates=2", "warm_start.updates=4", "checkpoint.every=4", "evaluate.every=8", "evaluate.samples=200",
     ],
 }  # fmt: skip
 

@@ -58,7 +58,7 @@ done
 
 step "the same for convolutions"
 convolutions=(configs/mnist.toml --set compute.device=cuda --set compute.share_gpus=true --set compute.reduction=exact
-    --set train.iterations=20 --set train.warmup_updates=5 --set evaluate.samples=200)
+    --set train.iterations=20 --set train.warmup_updates=5 --set warm_start.updates=5 --set evaluate.samples=200)
 "$dft" data mnist
 for count in 1 2; do
     ranks "$count" train "${convolutions[@]}" --run "$runs/mnist-$count" >"$runs/mnist-$count.log"

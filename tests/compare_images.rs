@@ -34,6 +34,7 @@ config = "RECIPE"
 
 [[method]]
 name = "dft"
+set = ["method.kind=dft"]
 
 [[method]]
 name = "kl"
@@ -73,7 +74,8 @@ fn small_recipe(energy: &Path) -> String {
     [
         ("configs/weights/mnist-energy.safetensors", energy.as_str()),
         ("width = 24", "width = 4"),
-        ("iterations = 2400", "iterations = 3"),
+        ("iterations = 4000", "iterations = 3"),
+        ("updates = 800", "updates = 2"),
         ("batch = 48", "batch = 24"),
         ("warmup_updates = 150", "warmup_updates = 1"),
     ]

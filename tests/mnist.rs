@@ -83,6 +83,8 @@ fn the_whole_path_from_data_to_pictures_runs_on_two_ranks() {
         "--set",
         "train.warmup_updates=2",
         "--set",
+        "warm_start.updates=2",
+        "--set",
         "evaluate.samples=150",
         "--set",
         "evaluate.every=2",
@@ -167,9 +169,13 @@ fn every_training_configuration_in_the_repository_takes_a_step() {
         for setting in settings {
             command.args(["--set", setting]);
         }
-        if fs::read_to_string(&config).unwrap().contains("kind = \"logistic\"") {
+        let text = fs::read_to_string(&config).unwrap();
+        if text.contains("kind = \"logistic\"") {
             command.args(["--set", &data, "--set", "target.label=y"]);
             regressions += 1;
+        }
+        if text.contains("[warm_start]") {
+            command.args(["--set", "warm_start.updates=1"]);
         }
         let finished = run_within(command, LIMIT);
         assert_eq!(finished.code, 0, "{name}: {}", finished.output);

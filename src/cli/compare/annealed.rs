@@ -146,17 +146,17 @@ impl Bench<'_> {
             }
             let tried = chain(step_size);
             let tuning = section.tuning_samples as i64;
-            let (moments, _) = measure
+            let seen = measure
                 .reference()
                 .measure(tuning, self.world, |chunk, rows| draw(&tried, TUNING, (chunk, rows)).0)?;
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
             *row.tuning_evaluations.get_or_insert(0) += evaluations * section.tuning_samples as u64;
-            if !moments.is_finite() {
+            if !seen.moments.is_finite() {
                 continue;
             }
-            let distance = moments.distance(measure.reference().moments());
+            let distance = measure.reference().distance(&seen);
             if distance.is_finite() && best.is_none_or(|(least, _)| distance < least) {
                 best = Some((distance, step_size));
             }

@@ -14,6 +14,7 @@ use super::images::REAL;
 use super::results::ResultRow;
 use super::spread::{Group, groups, number};
 use super::trained::TIMED;
+use crate::cli::metrics::OF_IMAGES;
 use crate::config::{CompareFile, ComparePlan, EvaluateSection, Features, TargetEntry, Work};
 use crate::plot::{CostCurve, CostKind, costs, labelled_grids};
 
@@ -28,20 +29,6 @@ fn distance(evaluate: &EvaluateSection) -> (&'static str, &'static str) {
     }
 }
 
-fn label(metric: &str) -> String {
-    match metric {
-        "fd_lenet" => "FD-LeNet".into(),
-        "fd" => "FD".into(),
-        "pixel_deviation" => "pixel sd".into(),
-        other => other.replace('_', " "),
-    }
-}
-
-/// Whether a metric is of a single class, say: results.json has those, and a table has no room for them.
-fn is_numbered(metric: &str) -> bool {
-    metric.rsplit('_').next().is_some_and(|last| last.parse::<u64>().is_ok())
-}
-
 /// Lines of cells: header, floor, then the methods by their distance.
 pub fn lines(
     plan: &ComparePlan,
@@ -51,15 +38,17 @@ pub fn lines(
 ) -> Vec<Vec<String>> {
     let (distance, _) = distance(evaluate);
     let groups = groups(plan, &target.name, rows, &[distance]);
-    let first = [distance, "pixel_deviation"];
-    let found = rows.iter().filter(|row| row.target == target.name).flat_map(|row| row.metrics.keys());
-    let others: BTreeSet<&str> =
-        found.map(String::as_str).filter(|name| !first.contains(name) && !is_numbered(name)).collect();
-    let metrics: Vec<&str> = first.into_iter().chain(others).collect();
+    let found: BTreeSet<&str> = rows
+        .iter()
+        .filter(|row| row.target == target.name)
+        .flat_map(|row| row.metrics.keys().map(String::as_str))
+        .collect();
+    let shown = OF_IMAGES.iter().filter(|(name, _)| found.contains(name));
+    let (metrics, headings): (Vec<&str>, Vec<&str>) = shown.copied().unzip();
     let seconds = format!("seconds for {}", thousands(TIMED));
     let mut header: Vec<String> =
         ["method", "setting", "energy gradients a sample", &seconds].map(String::from).to_vec();
-    header.extend(metrics.iter().map(|name| label(name)));
+    header.extend(headings.iter().map(|heading| heading.to_string()));
     header.push("acceptance".into());
     let mut floor = vec!["real images".to_string(), "floor".into(), "–".into(), "–".into()];
     floor.extend(metrics.iter().map(|name| {
