@@ -159,6 +159,7 @@ fn a_run_stopped_in_its_warm_start_goes_on_to_the_bits_of_an_uninterrupted_one()
     let networks = Networks::build(&plan, &world).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let go = |state: &mut State, is_asked_to_stop: bool, checkpoints: &Path| {
+        fs::create_dir_all(checkpoints).unwrap();
         let stop = AtomicBool::new(is_asked_to_stop);
         run(&plan, &world, &networks, state, &mut Silent, checkpoints, &stop).unwrap()
     };
@@ -167,7 +168,7 @@ fn a_run_stopped_in_its_warm_start_goes_on_to_the_bits_of_an_uninterrupted_one()
 
     // Every part makes one update and stops: in the warm start, then in the score network's warm-up.
     let parts = directory.path().join("parts");
-    for updates in 1..=4 {
+    for updates in 1..=4u64 {
         let mut part = State::initial(&plan, &networks, Device::Cpu);
         if updates > 1 {
             part.restore(&parts.join("iteration-000000000.safetensors"), &plan).unwrap();

@@ -270,9 +270,9 @@ fn distances_equal_the_formulas_of_scipy_and_of_eigenvalues() {
     for (path, module, formulas) in [(committed(), module, 0..2), (file, singular, 1..2)] {
         let extractor = Extractor::torchscript(&path, &[1, 28, 28], Device::Cpu).unwrap();
         let reference = Reference::new(extractor, &real, &world).unwrap();
-        let (moments, _) =
+        let seen =
             reference.measure(450, &world, |chunk, rows| fake.narrow(0, chunk as i64 * CHUNK, rows)).unwrap();
-        let found = moments.distance(reference.moments());
+        let found = reference.distance(&seen);
         let [of_reference, _] = halves(&real);
         let features = [&features_of(&module, &of_reference), &features_of(&module, &fake)];
         for expected in &distances_of_scipy(&directory, features)[formulas] {

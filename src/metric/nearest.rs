@@ -31,7 +31,7 @@ mod tests {
         let mut generator = crate::rng::Generator::new(0, crate::rng::Stream::Evaluation, 0, 0);
         let images = generator.uniform(&[2 * BLOCK + 7, 1, 4, 4]);
         let samples = generator.uniform(&[5, 1, 4, 4]);
-        let far = samples.flatten(1, -1).cdist(&images.flatten(1, -1), 2.0, None);
+        let far = Tensor::cdist(&samples.flatten(1, -1), &images.flatten(1, -1), 2.0, None);
         let expected = far.amin(1i64, false).to_kind(Kind::Double);
         let found = nearest_distances(&samples, &images);
         assert!((found - expected).abs().max().double_value(&[]) < 1e-4);
