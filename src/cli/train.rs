@@ -222,6 +222,13 @@ fn print_plan(plan: &Plan, world: &World, networks: &Networks, state: &State, pa
     row("sampler", network(format!("{:?}", file.sampler.kind), state.sampler.count()));
     row("score network", network(format!("{:?}", file.score.kind), state.score.count()));
     row("method", format!("{}, sigma {}", file.method.name(), file.method.sigma));
+    if let Some(section) = &file.warm_start {
+        let [first, last] = section.sigma;
+        row(
+            "warm start",
+            format!("{} updates on a flow of {} steps, sigma {first} to {last}", section.updates, section.steps),
+        );
+    }
     row(
         "training",
         format!(
@@ -230,7 +237,7 @@ fn print_plan(plan: &Plan, world: &World, networks: &Networks, state: &State, pa
         )
         .to_lowercase(),
     );
-    if state.score_updates > 0 {
+    if state.score_updates + state.warm_start_updates > 0 {
         row("resumed at", format!("iteration {}", state.iteration));
     }
     println!("{table}");
