@@ -138,8 +138,7 @@ fn a_warm_start_on_one_two_and_four_ranks_has_the_same_bits() {
     let directory = tempfile::tempdir().unwrap();
     let hash = |ranks: usize, settings: &[&str]| {
         let run = directory.path().join(format!("{ranks}-{}", settings.len()));
-        let finished =
-            dft(ranks, &["train", "configs/mnist.toml"], &run, &[&TINY_IMAGES, settings].concat());
+        let finished = dft(ranks, &["train", "configs/mnist.toml"], &run, &[&TINY_IMAGES, settings].concat());
         assert_eq!(finished.code, 0, "{}", finished.output);
         summary(&run)["parameters_sha256"].clone()
     };
@@ -174,7 +173,10 @@ fn a_run_stopped_in_its_warm_start_goes_on_to_the_bits_of_an_uninterrupted_one()
             part.restore(&parts.join("iteration-000000000.safetensors"), &plan).unwrap();
         }
         assert_eq!(go(&mut part, true, &parts), Outcome::Stopped);
-        assert_eq!((part.warm_start_updates, part.score_updates), (updates.min(3), updates.saturating_sub(3)));
+        assert_eq!(
+            (part.warm_start_updates, part.score_updates),
+            (updates.min(3), updates.saturating_sub(3))
+        );
     }
     let mut last = State::initial(&plan, &networks, Device::Cpu);
     last.restore(&parts.join("iteration-000000000.safetensors"), &plan).unwrap();

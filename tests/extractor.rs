@@ -46,7 +46,8 @@ fn train(directory: &TempDir, file: &Path, more: &[&str]) -> Finished {
     let run = directory.path().join("run").display().to_string();
     let features = format!("evaluate.features={}", file.display());
     let mut arguments = vec!["train", "configs/mnist.toml", "--run", &run, "--set", &features];
-    for setting in ["train.iterations=2", "train.warmup_updates=1", "train.batch=24", "warm_start.updates=1"] {
+    for setting in ["train.iterations=2", "train.warmup_updates=1", "train.batch=24", "warm_start.updates=1"]
+    {
         arguments.extend(["--set", setting]);
     }
     for setting in ["evaluate.samples=150"].iter().chain(more) {

@@ -138,7 +138,8 @@ impl<'a> RunObserver<'a> {
         if self.measure.is_some() && self.record.is_some() {
             let path = directory.join(BEST);
             // A file that cannot be read is none: the next evaluation writes another.
-            let found = WeightsFile::load(&path).ok().and_then(|file| file.described("frechet_distance").ok());
+            let found =
+                WeightsFile::load(&path).ok().and_then(|file| file.described("frechet_distance").ok());
             self.best = Some(Best { path, distance: found.unwrap_or(f64::INFINITY) });
         }
     }
@@ -151,7 +152,8 @@ impl<'a> RunObserver<'a> {
     /// Shows the warm start, which may take minutes.
     fn warm_start(&mut self, done: u64, total: u64, loss: f64) {
         let is_shown = self.is_shown;
-        let shown = self.warm_start.get_or_insert_with(|| Progress::new("warm start", done - 1, total, is_shown));
+        let shown =
+            self.warm_start.get_or_insert_with(|| Progress::new("warm start", done - 1, total, is_shown));
         shown.set(done, || format!("squared distance {loss:.3}"));
         if done == total {
             if let Some(shown) = self.warm_start.take() {

@@ -226,7 +226,10 @@ fn print_plan(plan: &Plan, world: &World, networks: &Networks, state: &State, pa
         let [first, last] = section.sigma;
         row(
             "warm start",
-            format!("{} updates on a flow of {} steps, sigma {first} to {last}", section.updates, section.steps),
+            format!(
+                "{} updates on a flow of {} steps, sigma {first} to {last}",
+                section.updates, section.steps
+            ),
         );
     }
     row(

@@ -19,7 +19,9 @@ pub use compare::{
     AnnealedKernel, AnnealedSection, Budget, CompareFile, ComparePlan, CompareRunSection, CorrectedSection,
     CorrectionKind, MethodEntry, PointScoreSection, Statistic, TargetEntry, Work,
 };
-pub use fit::{ContrastSection, EnergyFile, EnergyPlan, EnergySection, FeaturesFile, FeaturesPlan, FitSection};
+pub use fit::{
+    ContrastSection, EnergyFile, EnergyPlan, EnergySection, FeaturesFile, FeaturesPlan, FitSection,
+};
 pub use fitted::{FittedSection, MeanFieldSettings};
 pub use load::{ConfigError, load, parse};
 pub use logistic::{LogisticSection, Scaling};

@@ -30,7 +30,12 @@ impl WarmStartSection {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
         let [first, last] = self.sigma;
         require(&[
-            (self.updates > 0, "warm_start.updates", &self.updates, "1 or more; leave [warm_start] out for none"),
+            (
+                self.updates > 0,
+                "warm_start.updates",
+                &self.updates,
+                "1 or more; leave [warm_start] out for none",
+            ),
             (self.steps > 0, "warm_start.steps", &self.steps, "1 or more"),
             (
                 first >= last && last > 0.0,

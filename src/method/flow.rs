@@ -51,7 +51,8 @@ mod tests {
     fn a_point_mass_is_reached_from_anywhere_in_any_number_of_steps() {
         // Of data at m alone the density at sigma0 is N(m, sigma0²), whose D is m everywhere.
         let (m, sigma0) = (1.5, 0.1);
-        let target = Gaussian::new(&[m, m], &[vec![0.01, 0.0], vec![0.0, 0.01]], Kind::Float, Device::Cpu).unwrap();
+        let target =
+            Gaussian::new(&[m, m], &[vec![0.01, 0.0], vec![0.0, 0.01]], Kind::Float, Device::Cpu).unwrap();
         let z = Generator::new(0, Stream::Evaluation, 0, 0).normal(&[10, 2]);
         for steps in [1, 5] {
             let flow = ProbabilityFlow { steps, sigma_first: 3.0, sigma_last: 0.1, sigma0, start_mean: 0.0 };
@@ -67,7 +68,8 @@ mod tests {
         // of that is 21x/32, with x = 2z.
         let target = Gaussian::new(&[0.0], &[vec![4.0]], Kind::Float, Device::Cpu).unwrap();
         let z = Tensor::from_slice(&[1.0f32, -3.0]).unsqueeze(1);
-        let flow = ProbabilityFlow { steps: 1, sigma_first: 2.0, sigma_last: 1.0, sigma0: 1.0, start_mean: 0.0 };
+        let flow =
+            ProbabilityFlow { steps: 1, sigma_first: 2.0, sigma_last: 1.0, sigma0: 1.0, start_mean: 0.0 };
         let error = flow.run(&target, &z) - &z * (2.0 * 21.0 / 32.0);
         assert!(error.abs().max().double_value(&[]) < 1e-6);
     }

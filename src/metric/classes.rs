@@ -77,8 +77,10 @@ mod tests {
     #[test]
     fn counts_of_two_batches_are_those_of_a_count_by_hand() {
         let mut counts = ClassCounts::new(3);
-        counts.add_sums(&ClassCounts::sums_of(&Tensor::from_slice2(&[[0.95f32, 0.05, 0.0], [0.5, 0.4, 0.1]])));
-        counts.add_sums(&ClassCounts::sums_of(&Tensor::from_slice2(&[[0.0f32, 0.0, 1.0], [0.02, 0.03, 0.95]])));
+        counts
+            .add_sums(&ClassCounts::sums_of(&Tensor::from_slice2(&[[0.95f32, 0.05, 0.0], [0.5, 0.4, 0.1]])));
+        counts
+            .add_sums(&ClassCounts::sums_of(&Tensor::from_slice2(&[[0.0f32, 0.0, 1.0], [0.02, 0.03, 0.95]])));
         assert_eq!(counts.shares(), [0.5, 0.0, 0.5]);
         assert_eq!(counts.unsure(), 0.25);
         assert!((counts.entropy() - 2f64.ln()).abs() < 1e-15);

@@ -56,11 +56,12 @@ impl<'a> Contrast<'a> {
     /// Rows of data with noise of levels `sigma` `[rows]`.
     fn noisy_data(&self, piece: &Shards, key: u64, sigma: &Tensor) -> Tensor {
         let shape = &self.images.size()[1..];
-        let [index, noise] = piece.draw((self.seed, Stream::Contrast, key), self.device, |generator, rows| {
-            let count = rows.end - rows.start;
-            let index = generator.indices(count as usize, self.images.size()[0]);
-            [Tensor::from_slice(&index), generator.normal(&[&[count], shape].concat())]
-        });
+        let [index, noise] =
+            piece.draw((self.seed, Stream::Contrast, key), self.device, |generator, rows| {
+                let count = rows.end - rows.start;
+                let index = generator.indices(count as usize, self.images.size()[0]);
+                [Tensor::from_slice(&index), generator.normal(&[&[count], shape].concat())]
+            });
         let x = self.images.index_select(0, &index.to_device(self.images.device())).to_device(self.device);
         &x + noise * per_row(sigma, &x)
     }
@@ -99,11 +100,8 @@ impl<'a> Contrast<'a> {
         }
         no_grad(|| states.select(0, turn).copy_(&x));
         // A step of size h leaves 1/(1 − h/2) of the variance of noise: the data get as much.
-        let data = self.noisy_data(
-            piece,
-            KINDS * update + 2,
-            &(&sigma / (1.0 - section.step_size / 2.0).sqrt()),
-        );
+        let data =
+            self.noisy_data(piece, KINDS * update + 2, &(&sigma / (1.0 - section.step_size / 2.0).sqrt()));
         let energy = |x: &Tensor| self.network.energy(weights, x);
         ((energy(&data) - energy(&x)) * (sigma / self.network.spec().sigma0).pow_tensor_scalar(-2)).sum(None)
     }

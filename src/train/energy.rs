@@ -111,7 +111,8 @@ mod tests {
             sigma_data: 0.33,
         };
         // Log-uniform levels, a grid of their own.
-        let levels = (Tensor::linspace(0.05f64.ln(), 3f64.ln(), 100_001, (Kind::Double, tch::Device::Cpu))).exp();
+        let levels =
+            (Tensor::linspace(0.05f64.ln(), 3f64.ln(), 100_001, (Kind::Double, tch::Device::Cpu))).exp();
         assert!((LevelWeight::new(&section(0.0)).of(&levels) - 1.0).abs().max().double_value(&[]) < 1e-12);
         let weights = LevelWeight::new(&section(1.0)).of(&levels);
         assert!((weights.mean(None).double_value(&[]) - 1.0).abs() < 1e-3);
