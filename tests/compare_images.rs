@@ -74,7 +74,7 @@ fn small_recipe(energy: &Path) -> String {
     [
         ("configs/weights/mnist-energy.safetensors", energy.as_str()),
         ("width = 24", "width = 4"),
-        ("iterations = 3000", "iterations = 3"),
+        ("iterations = 1500", "iterations = 3"),
         ("updates = 800", "updates = 2"),
         ("batch = 48", "batch = 24"),
         ("warmup_updates = 150", "warmup_updates = 1"),

@@ -177,11 +177,17 @@ fn a_run_stopped_in_its_warm_start_goes_on_to_the_bits_of_an_uninterrupted_one()
             (part.warm_start_updates, part.score_updates),
             (updates.min(3), updates.saturating_sub(3))
         );
+        // After its last update the optimiser and the averaged weights start anew.
+        let is_anew = part.sampler_adam.updates == 0
+            && part.sampler_adam.square.abs().max().double_value(&[]) == 0.0
+            && part.average.parameters.flat() == part.sampler.flat();
+        assert_eq!(is_anew, updates >= 3, "{updates} updates");
     }
     let mut last = State::initial(&plan, &networks, Device::Cpu);
     last.restore(&parts.join("iteration-000000000.safetensors"), &plan).unwrap();
     assert_eq!(go(&mut last, false, &parts), Outcome::Done);
     assert_eq!(whole.parameters_sha256(), last.parameters_sha256());
+    assert_eq!(whole.average.parameters.flat(), last.average.parameters.flat());
 }
 
 #[test]

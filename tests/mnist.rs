@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use dft::model::WeightsFile;
 use dft::record::RunReader;
 use serde_json::Value;
 use support::table::write_table;
@@ -65,32 +66,37 @@ fn the_whole_path_from_data_to_pictures_runs_on_two_ranks() {
     ]);
 
     let (energy, lenet) = (format!("target.file={energy}"), format!("evaluate.features_file={lenet}"));
-    on_two_ranks(&[
-        "train",
-        "configs/mnist.toml",
-        "--run",
-        &run,
-        "--set",
-        &energy,
-        "--set",
-        &lenet,
-        "--set",
-        "sampler.width=8",
-        "--set",
-        "score.width=8",
-        "--set",
-        "train.iterations=4",
-        "--set",
-        "train.warmup_updates=2",
-        "--set",
-        "warm_start.updates=2",
-        "--set",
-        "evaluate.samples=150",
-        "--set",
-        "evaluate.every=2",
-        "--set",
-        "checkpoint.every=2",
-    ]);
+    let train = |more: &[&str]| {
+        let mut arguments = vec!["train", "configs/mnist.toml", "--run", &run];
+        let settings = [
+            energy.as_str(),
+            &lenet,
+            "sampler.width=8",
+            "score.width=8",
+            "warm_start.updates=2",
+            "train.warmup_updates=2",
+            "evaluate.samples=150",
+            "evaluate.every=2",
+            "checkpoint.every=2",
+        ];
+        arguments.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+        arguments.extend(more);
+        on_two_ranks(&arguments);
+        // The best of all evaluations so far is kept beside the last sampler, with its distance.
+        let best = WeightsFile::load(&Path::new(&run).join("sampler-best.safetensors")).unwrap();
+        let best: Value = best.described("frechet_distance").unwrap();
+        let record = RunReader::open(Path::new(&run).join("run.h5")).unwrap();
+        let distances = record.series("evaluation", "fd_lenet").unwrap();
+        let least = distances.iter().copied().fold(f64::INFINITY, f64::min);
+        assert_eq!(
+            (best["distance"].as_f64().unwrap(), &best["on"][1]),
+            (least, &150.into()),
+            "{distances:?}"
+        );
+        distances.len()
+    };
+    assert_eq!(train(&["--set", "train.iterations=4"]), 2);
+    assert_eq!(train(&["--set", "train.iterations=8", "--resume"]), 4);
     let finished = on_two_ranks(&["evaluate", &run, "--langevin", "2,3"]);
     for words in ["real images", "one step", "Langevin, 2 steps", "Langevin, 3 steps", "FD-LeNet", "pixel sd"]
     {

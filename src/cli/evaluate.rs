@@ -47,11 +47,12 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
     let sampler = session.prepare(load_sampler(&arguments.run.join("sampler.safetensors"), world.device))?;
     let mut summary = session.prepare(Summary::read(&arguments.run.join("summary.json")))?;
     let target = CorrectionTarget::new(target, &plan.file.method);
-    let inputs = Inputs::load(section, target.at_level().target(), world.device).and_then(|inputs| {
-        inputs.context(
-            "the run has evaluate.features = \"none\", so there is nothing to measure; set it with --set",
-        )
-    });
+    let inputs = Inputs::load(section, "evaluate.samples", target.at_level().target(), world.device)
+        .and_then(|inputs| {
+            inputs.context(
+                "the run has evaluate.features = \"none\", so there is nothing to measure; set it with --set",
+            )
+        });
     let inputs = session.prepare(inputs)?;
     let measure = session.work(inputs.measure(world))?;
 

@@ -69,15 +69,22 @@ pub struct Inputs {
     extractor: Extractor,
     real: Tensor,
     samples: i64,
+    features: i64,
 }
 
 impl Inputs {
-    /// Loads what the configuration asks for; `None` if it asks for no Fréchet distance.
+    /// Loads what the configuration asks for; `None` if it asks for no Fréchet distance. `key` is where a user sets the
+    /// number of samples.
     ///
     /// # Errors
     /// If data or extractor cannot be used or do not fit the target, there are fewer real samples than the floor needs,
     /// or no more samples than features.
-    pub fn load(section: &EvaluateSection, target: &dyn Target, device: Device) -> Result<Option<Self>> {
+    pub fn load(
+        section: &EvaluateSection,
+        key: &str,
+        target: &dyn Target,
+        device: Device,
+    ) -> Result<Option<Self>> {
         let images = || Mnist::load(&section.data).map(|mnist| mnist.images(Split::Train));
         let (extractor, real) = match &section.features {
             Features::None => return Ok(None),
@@ -104,7 +111,7 @@ impl Inputs {
         let (samples, most) = (section.samples as i64, real.size()[0] / 2);
         if samples > most {
             bail!(
-                "evaluate.samples = {samples}, and the floor needs as many real samples beside the reference, of which \
+                "{key} = {samples}, and the floor needs as many real samples beside the reference, of which \
                  there are {most}; choose that or fewer"
             );
         }
@@ -115,14 +122,25 @@ impl Inputs {
                  floor has {most} real ones; choose an extractor with fewer features"
             );
         }
-        if samples <= features {
+        let inputs = Inputs { extractor, real, samples, features };
+        inputs.require_enough(key, section.samples)?;
+        Ok(Some(inputs))
+    }
+
+    /// Says whether a Fréchet distance of so many samples, the setting `key`, can be measured.
+    ///
+    /// # Errors
+    /// If there are no more of them than features.
+    pub fn require_enough(&self, key: &str, samples: usize) -> Result<()> {
+        let features = self.features;
+        if samples as i64 <= features {
             bail!(
-                "evaluate.samples = {samples}, and the covariance of {features} features needs more samples than that: \
-                 with fewer it is singular, and the distance mostly bias; set evaluate.samples to {} or more",
+                "{key} = {samples}, and the covariance of {features} features needs more samples than that: \
+                 with fewer it is singular, and the distance mostly bias; set {key} to {} or more",
                 features + 1
             );
         }
-        Ok(Some(Inputs { extractor, real, samples }))
+        Ok(())
     }
 
     /// Measures the reference and its floor, over all ranks.
@@ -130,7 +148,6 @@ impl Inputs {
     /// # Errors
     /// If a collective fails, or features of real samples are not finite.
     pub fn measure(self, world: &World) -> Result<Measure> {
-        let is_image = self.real.dim() == 4;
         let reference = Reference::new(self.extractor, &self.real, world)?;
         let floor = reference.floor(self.samples, world)?;
         if !reference.distance(&floor).is_finite() {
@@ -141,7 +158,7 @@ impl Inputs {
             );
         }
         let shown = self.samples.min(SHOWN);
-        let nearest_floor = is_image.then(|| reference.nearest(&reference.real(shown)));
+        let nearest_floor = reference.nearest(&reference.real(shown));
         Ok(Measure { reference, samples: self.samples, floor, nearest_floor })
     }
 }
@@ -187,10 +204,12 @@ impl Measure {
         let (Some(nearest), Some(nearest_floor)) = (nearest, self.nearest_floor) else { return metrics };
         add("pixel_deviation", seen.spread.value(), floor.spread.value(), samples);
         add("nearest_image", nearest, nearest_floor, samples.min(SHOWN));
-        if let (Some(classes), Some(real)) = (&seen.classes, &floor.classes) {
+        if let (Some(classes), Some(real), Some(all)) =
+            (&seen.classes, &floor.classes, self.reference.classes())
+        {
             add("class_entropy", classes.entropy(), real.entropy(), samples);
-            add("class_least", classes.least_against(real), 1.0, samples);
-            add("class_most", classes.most_against(real), 1.0, samples);
+            add("class_least", classes.least_against(all), real.least_against(all), samples);
+            add("class_most", classes.most_against(all), real.most_against(all), samples);
             add("unsure", classes.unsure(), real.unsure(), samples);
             for (class, (share, real)) in classes.shares().into_iter().zip(real.shares()).enumerate() {
                 add(&format!("class_{class}"), share, real, samples);
@@ -226,7 +245,7 @@ impl Measure {
         let mut shown = shown.unwrap_or_else(|| Tensor::zeros(shape, (tch::Kind::Float, world.device)));
         world.collective().broadcast(&mut shown, 0)?;
         let shown = shown.to_device(Device::Cpu);
-        let nearest = self.nearest_floor.map(|_| self.reference.nearest(&shown));
+        let nearest = self.reference.nearest(&shown);
         Ok(Scores { metrics: self.named(suffix, &seen, nearest), moments: seen.moments, shown })
     }
 }

@@ -164,7 +164,14 @@ fn report(world: &World, plan: &Plan, took: &Rehearsal, state: &State, measured:
             ),
         );
         let total = iteration.mul_f64(file.train.iterations as f64);
-        row("", format!("{} for {} iterations, without evaluations", time(total), file.train.iterations));
+        row(
+            "",
+            format!(
+                "{} for {} iterations, without warm start, warm-up and evaluations",
+                time(total),
+                file.train.iterations
+            ),
+        );
     }
     if measured.is_none() {
         row("", "start it with mpirun on hosts of the job to measure their all-reduce".to_string());

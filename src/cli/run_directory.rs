@@ -10,7 +10,11 @@ use tracing::warn;
 use crate::train::{Newest, newest_checkpoint, remove_partial_checkpoints};
 
 /// Files in it that are written under a temporary name first, which a killed process may leave.
-const WRITTEN: [&str; 5] = ["config.toml", "summary.json", "sampler.safetensors", "run.h5", "run.h5.backup"];
+const WRITTEN: [&str; 6] =
+    ["config.toml", "summary.json", "sampler.safetensors", BEST_SAMPLER, "run.h5", "run.h5.backup"];
+
+/// The sampler of the evaluation with the least Fréchet distance.
+pub const BEST_SAMPLER: &str = "sampler-best.safetensors";
 
 /// A run directory that this process owns until it is dropped.
 #[derive(Debug)]

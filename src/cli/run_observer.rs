@@ -5,17 +5,18 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Result;
+use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 use tracing::info;
 
 use super::metrics::{Measure, SHOWN, Scores, draw_points, draw_samples, output_sigma, point_scores};
 use super::posterior::PosteriorMeasure;
 use super::progress::Progress;
-use super::run_directory::RunDirectory;
+use super::run_directory::{BEST_SAMPLER, RunDirectory};
 use super::run_record::{
     device_name, features_attribute, record_evaluation, record_iteration, record_moments, target_name,
 };
-use super::summary::{Score, Summary, command_line};
+use super::summary::{ExtractorId, Score, Summary, command_line};
 use crate::comm::World;
 use crate::config::Plan;
 use crate::metric::{PointReference, chunks};
@@ -59,7 +60,10 @@ pub struct RunObserver<'a> {
     posterior: Option<&'a PosteriorMeasure>,
     record: Option<RunFile>,
     is_shown: bool,
-    progress: Progress,
+    /// Iterations done when this part of the run began.
+    first: u64,
+    /// From the first iteration on: a warm start is no part of its rate.
+    progress: Option<Progress>,
     warm_start: Option<Progress>,
     /// Noise that is added to the samples.
     sigma: f64,
@@ -122,7 +126,8 @@ impl<'a> RunObserver<'a> {
             posterior: yardsticks.posterior,
             record,
             is_shown,
-            progress: Progress::new("train", first, plan.file.train.iterations, is_shown),
+            first,
+            progress: None,
             warm_start: None,
             sigma: output_sigma(&plan.file.method, is_tempered),
             metrics: BTreeMap::new(),
@@ -135,13 +140,20 @@ impl<'a> RunObserver<'a> {
     /// Keeps the averaged sampler with the least Fréchet distance of all evaluations in `directory`, beside the last; of a
     /// resumed run, the best of all its parts.
     pub fn keep_best(&mut self, directory: &Path) {
-        if self.measure.is_some() && self.record.is_some() {
-            let path = directory.join(BEST);
-            // A file that cannot be read is none: the next evaluation writes another.
+        if let (Some(on), Some(_)) = (self.measured_on(), &self.record) {
+            let path = directory.join(BEST_SAMPLER);
+            // A file that cannot be read, or whose distance was measured otherwise, is none: the next evaluation writes
+            // another.
             let found =
-                WeightsFile::load(&path).ok().and_then(|file| file.described("frechet_distance").ok());
-            self.best = Some(Best { path, distance: found.unwrap_or(f64::INFINITY) });
+                WeightsFile::load(&path).ok().and_then(|file| file.described::<Measured>(MEASURED).ok());
+            let found = found.filter(|found| found.on == on);
+            self.best = Some(Best { path, distance: found.map_or(f64::INFINITY, |found| found.distance) });
         }
+    }
+
+    /// What Fréchet distances of this run are measured on.
+    fn measured_on(&self) -> Option<(ExtractorId, u64)> {
+        self.measure.map(|measure| (measure.extractor(), self.plan.file.evaluate.samples as u64))
     }
 
     /// Brings what was recorded to disk.
@@ -171,7 +183,9 @@ impl<'a> RunObserver<'a> {
             *recent = if recent.is_nan() { value } else { 0.95 * *recent + 0.05 * value };
         }
         let [score_loss, sampler_loss] = self.recent;
+        let (first, total, is_shown) = (self.first, self.plan.file.train.iterations, self.is_shown);
         self.progress
+            .get_or_insert_with(|| Progress::new("train", first, total, is_shown))
             .set(row.iteration, || format!("score loss {score_loss:.4} · sampler loss {sampler_loss:.4}"));
         let Some(record) = &mut self.record else { return Ok(()) };
         record_iteration(record, row)?;
@@ -247,14 +261,17 @@ impl<'a> RunObserver<'a> {
         let score = self.metrics.get(measure.reference().extractor().metric());
         if let Some(score) = score.filter(|score| score.value < best.distance) {
             best.distance = score.value;
-            save_sampler(&best.path, self.networks, state, self.sigma, Some(score.value))?;
+            let measured = Measured { distance: score.value, on: (measure.extractor(), score.samples) };
+            save_sampler(&best.path, self.networks, state, self.sigma, Some(&measured))?;
         }
         Ok(())
     }
 
     /// Writes the sampler, the posterior draws and the summary.
     pub fn finish(mut self, state: &State, directory: Option<&RunDirectory>) -> Result<()> {
-        self.progress.finish();
+        if let Some(progress) = self.progress.take() {
+            progress.finish();
+        }
         let (Some(record), Some(directory)) = (&mut self.record, directory) else { return Ok(()) };
         let file = &self.plan.file;
         let network = &self.networks.sampler;
@@ -302,8 +319,16 @@ impl<'a> RunObserver<'a> {
     }
 }
 
-/// File of the best sampler.
-const BEST: &str = "sampler-best.safetensors";
+/// Why a sampler is the best: its metadata have it as JSON.
+#[derive(Serialize, Deserialize)]
+struct Measured {
+    distance: f64,
+    /// The extractor, and the number of samples, on which the distance depends.
+    on: (ExtractorId, u64),
+}
+
+/// Its key there.
+const MEASURED: &str = "frechet_distance";
 
 /// The best sampler so far.
 struct Best {
@@ -317,7 +342,7 @@ fn save_sampler(
     networks: &Networks,
     state: &State,
     sigma: f64,
-    distance: Option<f64>,
+    measured: Option<&Measured>,
 ) -> Result<()> {
     let mut metadata = vec![
         ("sampler", serde_json::to_string(networks.sampler.spec())?),
@@ -326,7 +351,9 @@ fn save_sampler(
         ("version", env!("CARGO_PKG_VERSION").to_string()),
         ("commit", env!("DFT_COMMIT").to_string()),
     ];
-    metadata.extend(distance.map(|distance| ("frechet_distance", format!("{distance:e}"))));
+    if let Some(measured) = measured {
+        metadata.push((MEASURED, serde_json::to_string(measured)?));
+    }
     let mut tensors = state.average.parameters.named();
     let problem = networks.target.problem();
     if let Some((mean, factor)) = problem.and_then(|problem| problem.coordinates()) {

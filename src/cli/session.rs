@@ -129,7 +129,7 @@ impl Session {
 /// Exit code of an error that all ranks see at once, because they see it after a collective.
 fn code_of_all_ranks(error: &anyhow::Error) -> Option<u8> {
     match error.downcast_ref::<TrainError>() {
-        Some(TrainError::Diverged { .. }) => Some(DIVERGED),
+        Some(TrainError::Diverged { .. } | TrainError::WarmStart { .. }) => Some(DIVERGED),
         Some(TrainError::Replicas { .. }) => Some(FAILURE),
         Some(TrainError::Observer(inner)) => inner.is::<NotFinite>().then_some(DIVERGED),
         Some(TrainError::Comm(_)) => None,

@@ -51,7 +51,8 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
     let plan = session.prepare(file.check(world.size))?;
     let networks = session.prepare(Networks::build(&plan, world))?;
     let inputs =
-        session.prepare(Inputs::load(&plan.file.evaluate, networks.target.target(), world.device))?;
+        Inputs::load(&plan.file.evaluate, "evaluate.samples", networks.target.target(), world.device);
+    let inputs = session.prepare(inputs)?;
     let target = networks.target.target();
     let problem = networks.target.problem().cloned();
     let posterior = session.prepare(posterior(&plan, problem, world.is_root()))?;

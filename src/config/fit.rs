@@ -156,7 +156,7 @@ impl ContrastSection {
                 "a number between 0 and 2 (at 2 the chain is unstable)",
             ),
             (
-                low > 0.0 && low <= high,
+                low > 0.0 && low <= high && high.is_finite(),
                 "contrast.sigma",
                 &format!("[{low}, {high}]"),
                 "[low, high] with 0 < low ≤ high",
@@ -226,7 +226,7 @@ impl EnergyFile {
             (self.energy.width > 0, "energy.width", &self.energy.width, "1 or more"),
             (self.energy.sigma0 > 0.0, "energy.sigma0", &self.energy.sigma0, "a number above 0"),
             (
-                low > 0.0 && low <= high,
+                low > 0.0 && low <= high && high.is_finite(),
                 "energy.sigma",
                 &format!("[{low}, {high}]"),
                 "[low, high] with 0 < low ≤ high",

@@ -38,7 +38,7 @@ impl WarmStartSection {
             ),
             (self.steps > 0, "warm_start.steps", &self.steps, "1 or more"),
             (
-                first >= last && last > 0.0,
+                first >= last && last > 0.0 && first.is_finite(),
                 "warm_start.sigma",
                 &format!("[{first}, {last}]"),
                 "[high, low] with high ≥ low > 0",

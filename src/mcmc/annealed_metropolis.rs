@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::AnnealedLangevin;
+use super::evaluated::Evaluated;
 use super::kernel::row_sums;
 use crate::rng::Generator;
 use crate::target::Target;
@@ -23,34 +24,13 @@ pub struct AnnealedMetropolis {
     pub leapfrog: Option<u64>,
 }
 
-/// States with what the next proposal needs of them, rows flat.
-struct State {
-    /// `[N, D]`.
-    x: Tensor,
-    /// `[N]`.
-    log_density: Tensor,
-    /// `[N, D]`.
-    score: Tensor,
-}
-
-impl State {
-    fn at(x: Tensor, target: &dyn Target) -> Self {
-        // One pass for both. Where a target has a closed form of its score that would be faster, but those are not tempered.
-        let shaped = shaped(&x, target).detach().set_requires_grad(true);
-        let log_density = target.log_density(&shaped);
-        let score = Tensor::run_backward(&[log_density.sum(None)], &[&shaped], false, false).remove(0);
-        State { x, log_density: log_density.detach(), score: score.flatten(1, -1) }
-    }
-
-    /// The rows of `self` where `mask` `[N]` holds, else those of `other`.
-    fn or(self, mask: &Tensor, other: &State) -> State {
-        let rows = mask.unsqueeze(1);
-        State {
-            x: self.x.where_self(&rows, &other.x),
-            log_density: self.log_density.where_self(mask, &other.log_density),
-            score: self.score.where_self(&rows, &other.score),
-        }
-    }
+/// The target evaluated at flat rows `x` `[N, D]`.
+fn evaluated(x: Tensor, target: &dyn Target) -> Evaluated {
+    // One pass for both. Where a target has a closed form of its score that would be faster, but those are not tempered.
+    let shaped = shaped(&x, target).detach().set_requires_grad(true);
+    let log_density = target.log_density(&shaped);
+    let score = Tensor::run_backward(&[log_density.sum(None)], &[&shaped], false, false).remove(0);
+    Evaluated { x, log_density: log_density.detach(), score: score.flatten(1, -1) }
 }
 
 fn shaped(x: &Tensor, target: &dyn Target) -> Tensor {
@@ -76,7 +56,7 @@ impl AnnealedMetropolis {
         let AnnealedLangevin { steps, sigma_first, sigma0, start_mean, .. } = self.levels;
         let shape = [rows, target.shape().iter().product()];
         let start = (generator.normal(&shape) * sigma_first + start_mean).to_device(device);
-        let mut state = State::at(start, target);
+        let mut state = evaluated(start, target);
         let mut accepted = Tensor::zeros([], (Kind::Double, device));
         for step in 0..steps {
             let n = generator.normal(&shape).to_device(device);
@@ -98,10 +78,16 @@ impl AnnealedMetropolis {
 
     /// x' = x + h·sigma0²·s_q(x) + sqrt(2h)·sigma·n, which is a step of h·sigma² along the tempered score, and the log of
     /// its acceptance ratio `[N]`.
-    fn langevin(&self, state: &State, target: &dyn Target, n: &Tensor, sigma: f64) -> (State, Tensor) {
+    fn langevin(
+        &self,
+        state: &Evaluated,
+        target: &dyn Target,
+        n: &Tensor,
+        sigma: f64,
+    ) -> (Evaluated, Tensor) {
         let AnnealedLangevin { step_size: h, sigma0, .. } = self.levels;
         let along = h * sigma0.powi(2);
-        let next = State::at(&state.x + &state.score * along + n * ((2.0 * h).sqrt() * sigma), target);
+        let next = evaluated(&state.x + &state.score * along + n * ((2.0 * h).sqrt() * sigma), target);
         let back = &state.x - &next.x - &next.score * along;
         let forth_and_back = row_sums(&(n.square() * 0.5 - back.square() / (4.0 * h * sigma.powi(2))));
         let ratio = (&next.log_density - &state.log_density) * (sigma0 / sigma).powi(2) + forth_and_back;
@@ -112,12 +98,12 @@ impl AnnealedMetropolis {
     /// sigma0²/sigma · s_q. With the log of the acceptance ratio `[N]`.
     fn hamiltonian(
         &self,
-        state: &State,
+        state: &Evaluated,
         target: &dyn Target,
         p: Tensor,
         leapfrog: u64,
         sigma: f64,
-    ) -> (State, Tensor) {
+    ) -> (Evaluated, Tensor) {
         let AnnealedLangevin { step_size: h, sigma0, .. } = self.levels;
         let kick = h * sigma0.powi(2) / sigma;
         let first = p.square();
@@ -127,7 +113,7 @@ impl AnnealedMetropolis {
             p += target.score(&shaped(&x, target)).detach().flatten(1, -1) * kick;
             x += &p * (h * sigma);
         }
-        let next = State::at(x, target);
+        let next = evaluated(x, target);
         p += &next.score * (kick / 2.0);
         let ratio = (&next.log_density - &state.log_density) * (sigma0 / sigma).powi(2)
             + row_sums(&(first - p.square())) * 0.5;

@@ -4,6 +4,7 @@ use tch::{Kind, Tensor};
 
 use super::McmcError;
 use super::adaptation::AdaptiveStep;
+use super::evaluated::Evaluated;
 use super::evaluator::Evaluator;
 use super::kernel::{Kernel, finite_rows, no_events, require_finite_starts, row_sums};
 use super::noise::Noise;
@@ -28,29 +29,10 @@ const DIVERGENT: f64 = -1000.0;
 /// Least factor of a step during the adaptation.
 const SHORTEST: f64 = 1e-3;
 
-/// States with what the next proposal needs of them.
-struct State {
-    x: Tensor,
-    log_density: Tensor,
-    score: Tensor,
-}
-
-impl State {
-    /// Evaluates the target at `x` `[N, D]`.
-    fn at(x: Tensor, target: &Evaluator) -> Self {
-        let (log_density, score) = target.log_density_and_score(&x);
-        State { x, log_density, score }
-    }
-
-    /// The rows of `self` where `mask` `[N]` holds, else those of `other`.
-    fn or(self, mask: &Tensor, other: &State) -> State {
-        let rows = mask.unsqueeze(1);
-        State {
-            x: self.x.where_self(&rows, &other.x),
-            log_density: self.log_density.where_self(mask, &other.log_density),
-            score: self.score.where_self(&rows, &other.score),
-        }
-    }
+/// The target evaluated at `x` `[N, D]`.
+fn evaluated(x: Tensor, target: &Evaluator) -> Evaluated {
+    let (log_density, score) = target.log_density_and_score(&x);
+    Evaluated { x, log_density, score }
 }
 
 /// Chains with a common step size, adapted over the first steps. Meanwhile every second transition, by chance, takes
@@ -59,7 +41,7 @@ impl State {
 /// |log q| is large, use f64, for the ratio is a difference of two such numbers.
 pub(super) struct Metropolis {
     proposal: Proposal,
-    state: State,
+    state: Evaluated,
     step: AdaptiveStep,
     /// Sum over `counted` steps of the mean acceptance probability, a scalar on the device.
     acceptance: Tensor,
@@ -78,7 +60,7 @@ impl Metropolis {
         proposal: Proposal,
         step: AdaptiveStep,
     ) -> Result<Self, McmcError> {
-        let state = State::at(start.shallow_clone(), target);
+        let state = evaluated(start.shallow_clone(), target);
         let is_finite = state.log_density.isfinite().logical_and(&finite_rows(&state.score));
         require_finite_starts(&is_finite)?;
         Ok(Metropolis {
@@ -108,12 +90,12 @@ impl Metropolis {
 
     /// States proposed with the steps `step` `[N, 1]`, and the log of their acceptance ratio `[N]`; that may be
     /// anything, also not a number.
-    fn propose(&self, step: &Tensor, target: &Evaluator, noise: &mut Noise) -> (State, Tensor) {
-        let State { x, log_density, score } = &self.state;
+    fn propose(&self, step: &Tensor, target: &Evaluator, noise: &mut Noise) -> (Evaluated, Tensor) {
+        let Evaluated { x, log_density, score } = &self.state;
         match self.proposal {
             Proposal::Langevin => {
                 let n = noise.normal();
-                let next = State::at(x.addcmul(step, score).addcmul(&(step * 2.0).sqrt(), &n), target);
+                let next = evaluated(x.addcmul(step, score).addcmul(&(step * 2.0).sqrt(), &n), target);
                 let back = x - &next.x - &next.score * step;
                 let ratio = &next.log_density - log_density
                     + row_sums(&(n.square() * 0.5 - back.square() / (step * 4.0)));
@@ -128,7 +110,7 @@ impl Metropolis {
                     p = p.addcmul(step, &target.score(&at));
                     at = at.addcmul(step, &p);
                 }
-                let next = State::at(at, target);
+                let next = evaluated(at, target);
                 p = p.addcmul(&half, &next.score);
                 let ratio =
                     &next.log_density - log_density + row_sums(&(momentum.square() - p.square())) * 0.5;

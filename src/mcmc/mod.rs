@@ -8,6 +8,7 @@ mod adaptation;
 mod annealed;
 mod annealed_metropolis;
 mod correction;
+mod evaluated;
 mod evaluator;
 mod kernel;
 mod langevin;

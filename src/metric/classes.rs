@@ -27,6 +27,11 @@ impl ClassCounts {
         Tensor::cat(&[counts, unsure], 0).to_device(Device::Cpu)
     }
 
+    /// Number of classes.
+    pub fn classes(&self) -> i64 {
+        self.length() - 1
+    }
+
     /// How many numbers the counts are.
     pub fn length(&self) -> i64 {
         self.counts.size()[0]
@@ -38,12 +43,12 @@ impl ClassCounts {
     }
 
     fn images(&self) -> f64 {
-        self.counts.narrow(0, 0, self.length() - 1).sum(Kind::Double).double_value(&[])
+        self.counts.narrow(0, 0, self.classes()).sum(Kind::Double).double_value(&[])
     }
 
     /// Part of the images in each class.
     pub fn shares(&self) -> Vec<f64> {
-        (0..self.length() - 1).map(|class| self.counts.double_value(&[class]) / self.images()).collect()
+        (0..self.classes()).map(|class| self.counts.double_value(&[class]) / self.images()).collect()
     }
 
     /// Entropy of the shares in nats; ln C if all classes are as frequent.
@@ -53,20 +58,23 @@ impl ClassCounts {
 
     /// Part of the images whose most probable class has a probability below 0.9.
     pub fn unsure(&self) -> f64 {
-        self.counts.double_value(&[self.length() - 1]) / self.images()
+        self.counts.double_value(&[self.classes()]) / self.images()
     }
 
-    /// The smallest of the ratios of a share to that of `other`: 1 if all classes are as frequent as there, 0 if one is
-    /// missing.
+    /// The smallest of the ratios of a share to that of `other`, over the classes that are there: 1 if all are as frequent,
+    /// 0 if one is missing.
     pub fn least_against(&self, other: &ClassCounts) -> f64 {
-        let pairs = self.shares().into_iter().zip(other.shares());
-        pairs.map(|(share, other)| share / other).fold(f64::INFINITY, f64::min)
+        self.ratios(other).fold(f64::INFINITY, f64::min)
     }
 
-    /// The largest of the ratios of a share to that of `other`.
+    /// The largest of those ratios.
     pub fn most_against(&self, other: &ClassCounts) -> f64 {
+        self.ratios(other).fold(0.0, f64::max)
+    }
+
+    fn ratios(&self, other: &ClassCounts) -> impl Iterator<Item = f64> {
         let pairs = self.shares().into_iter().zip(other.shares());
-        pairs.map(|(share, other)| share / other).fold(0.0, f64::max)
+        pairs.filter(|(_, other)| *other > 0.0).map(|(share, other)| share / other)
     }
 }
 
@@ -87,6 +95,9 @@ mod tests {
         let mut even = ClassCounts::new(3);
         even.add_sums(&ClassCounts::sums_of(&Tensor::eye(3, (Kind::Float, Device::Cpu))));
         assert_eq!((counts.least_against(&even), counts.most_against(&even)), (0.0, 1.5));
+        // A class that the other lacks has no ratio: of 1/3 each to 0.5, 0, 0.5.
+        assert!((even.least_against(&counts) - 2.0 / 3.0).abs() < 1e-15);
+        assert!((even.most_against(&counts) - 2.0 / 3.0).abs() < 1e-15);
         assert!((even.entropy() - 3f64.ln()).abs() < 1e-15);
     }
 }

@@ -19,9 +19,10 @@ const EXACT_ROWS: i64 = 60_000;
 pub struct Reference {
     extractor: Extractor,
     moments: Moments,
-    /// Number of the extractor's classes, if it has any.
-    classes: Option<i64>,
-    half: Tensor,
+    /// Of the reference half, if the extractor is a classifier's.
+    classes: Option<ClassCounts>,
+    /// The reference half, of images.
+    half: Option<Tensor>,
     other_half: Tensor,
 }
 
@@ -57,12 +58,22 @@ impl Reference {
         let first = extractor.features(&reference.narrow(0, 0, CHUNK.min(half)).to_device(world.device));
         let classes = extractor.probabilities(&first).map(|probabilities| probabilities.size()[1]);
         let mut moments = Moments::new(&first.to_kind(Kind::Double).mean_dim(0i64, false, None));
-        let sums = sum_over_chunks(half, moments.length(), world, |chunk, rows| {
+        let mut classes = classes.map(ClassCounts::new);
+        let of_features = moments.length();
+        let of_classes = classes.as_ref().map_or(0, ClassCounts::length);
+        let sums = sum_over_chunks(half, of_features + of_classes, world, |chunk, rows| {
             let x = reference.narrow(0, chunk as i64 * CHUNK, rows).to_device(world.device);
-            moments.sums_of(&extractor.features(&x))
+            let features = extractor.features(&x);
+            let mut sums = vec![moments.sums_of(&features)];
+            sums.extend(extractor.probabilities(&features).map(|p| ClassCounts::sums_of(&p)));
+            Tensor::cat(&sums, 0)
         })?;
-        moments.add_sums(&sums);
-        Ok(Reference { extractor, moments, classes, half: reference, other_half })
+        moments.add_sums(&sums.narrow(0, 0, of_features));
+        if let Some(classes) = &mut classes {
+            classes.add_sums(&sums.narrow(0, of_features, of_classes));
+        }
+        let half = (data.dim() == 4).then_some(reference);
+        Ok(Reference { extractor, moments, classes, half, other_half })
     }
 
     /// The extractor.
@@ -95,7 +106,7 @@ impl Reference {
     ) -> Result<Seen, CommError> {
         let mut moments = Moments::new(&self.moments.mean());
         let mut spread = PixelSpread::new(self.other_half.size()[1..].iter().product());
-        let mut classes = self.classes.map(ClassCounts::new);
+        let mut classes = self.classes.as_ref().map(|classes| ClassCounts::new(classes.classes()));
         let (of_features, of_pixels) = (moments.length(), spread.length());
         let of_classes = classes.as_ref().map_or(0, ClassCounts::length);
         let sums = sum_over_chunks(rows, of_features + of_pixels + of_classes, world, |chunk, rows| {
@@ -128,8 +139,15 @@ impl Reference {
         seen.moments.distance(&self.moments)
     }
 
-    /// Median over samples `[n, …]` of the distance to the nearest image of the reference, in units of one pixel's range.
-    pub fn nearest(&self, samples: &Tensor) -> f64 {
-        nearest_distances(&samples.to_device(Device::Cpu), &self.half).median().double_value(&[])
+    /// Classes of the reference half, if the extractor is a classifier's.
+    pub fn classes(&self) -> Option<&ClassCounts> {
+        self.classes.as_ref()
+    }
+
+    /// Median over samples `[n, …]` of the distance to the nearest image of the reference, in units of one pixel's range;
+    /// `None` if samples are no images.
+    pub fn nearest(&self, samples: &Tensor) -> Option<f64> {
+        let distances = nearest_distances(&samples.to_device(Device::Cpu), self.half.as_ref()?);
+        Some(distances.quantile_scalar(0.5, None::<i64>, false, "linear").double_value(&[]))
     }
 }

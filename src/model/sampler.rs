@@ -120,17 +120,16 @@ impl SamplerNetwork {
         }
     }
 
-    /// The part `[B, …shape]` of latents that has the shape of a sample: all of it (`unet`), the first D numbers (`mlp`),
-    /// or the noise that is added to the image (`generator`).
+    /// The part `[B, …shape]` of latents that has the shape of a sample and decides it: all of it (`unet`), or the first D
+    /// numbers (`mlp`).
+    ///
+    /// # Panics
+    /// For a `generator`, whose latent has no such part.
     pub fn latent_in_sample_space(&self, z: &Tensor) -> Tensor {
-        let dimension: i64 = self.spec.shape.iter().product();
         match self.trunk {
-            Trunk::Mlp(_) => z.narrow(1, 0, dimension),
+            Trunk::Mlp(_) => z.narrow(1, 0, self.spec.shape[0]),
             Trunk::Unet(_) => z.shallow_clone(),
-            Trunk::Generator { .. } => {
-                let shape = [&[z.size()[0]], self.spec.shape.as_slice()].concat();
-                z.narrow(1, self.spec.latent, dimension).reshape(shape)
-            }
+            Trunk::Generator { .. } => panic!("a generator's latent has no part in the shape of a sample"),
         }
     }
 

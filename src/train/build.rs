@@ -68,6 +68,13 @@ impl Networks {
                     .into(),
             ));
         }
+        if file.warm_start.is_some() && file.sampler.kind == SamplerKind::Generator {
+            return Err(SetupError::Network(
+                "[warm_start] carries the noise that sampler.kind = \"generator\" adds to its images, of which its own latent \
+                 knows nothing, so all images would become their mean; choose sampler.kind = \"unet\", or leave [warm_start] out"
+                    .into(),
+            ));
+        }
         let sampler = SamplerNetwork::new(&SamplerSpec {
             kind: file.sampler.kind,
             shape: shape.clone(),

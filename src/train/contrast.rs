@@ -45,19 +45,19 @@ impl<'a> Contrast<'a> {
     /// Levels of the chains in turn `turn` of the rows of a piece, `[rows]`: strata of the band, one for each chain.
     fn levels(&self, piece: &Shards, turn: i64) -> Tensor {
         let [low, high] = self.section.sigma.map(f64::ln);
-        let of_rows = piece.draw((0, Stream::Contrast, 0), Device::Cpu, |_, rows| {
-            [Tensor::arange_start(rows.start, rows.end, (Kind::Float, Device::Cpu))]
-        });
-        let chain = &of_rows[0] * self.chains_a_row() as f64 + turn as f64 + 0.5;
+        let first = (piece.first * piece.rows) as i64;
+        let rows = first..first + (piece.count * piece.rows) as i64;
+        let rows = Tensor::arange_start(rows.start, rows.end, (Kind::Float, Device::Cpu));
+        let chain = rows * self.chains_a_row() as f64 + turn as f64 + 0.5;
         let quantile = chain / self.section.chains as f64;
         (quantile * (high - low) + low).exp().to_device(self.device)
     }
 
     /// Rows of data with noise of levels `sigma` `[rows]`.
-    fn noisy_data(&self, piece: &Shards, key: u64, sigma: &Tensor) -> Tensor {
+    fn noisy_data(&self, piece: &Shards, numbers: Numbers, sigma: &Tensor) -> Tensor {
         let shape = &self.images.size()[1..];
         let [index, noise] =
-            piece.draw((self.seed, Stream::Contrast, key), self.device, |generator, rows| {
+            piece.draw((self.seed, Stream::Contrast, numbers.key()), self.device, |generator, rows| {
                 let count = rows.end - rows.start;
                 let index = generator.indices(count as usize, self.images.size()[0]);
                 [Tensor::from_slice(&index), generator.normal(&[&[count], shape].concat())]
@@ -75,13 +75,13 @@ impl<'a> Contrast<'a> {
         let mut chains = self.chains.borrow_mut();
         let states = chains.entry(piece.first).or_insert_with(|| {
             let starts: Vec<Tensor> = (0..self.chains_a_row())
-                .map(|turn| self.noisy_data(piece, START - turn as u64, &self.levels(piece, turn)))
+                .map(|turn| self.noisy_data(piece, Numbers::Start(turn as u64), &self.levels(piece, turn)))
                 .collect();
             Tensor::stack(&starts, 0)
         });
         // Some start anew, so that what chains have found is not all that they ever find.
-        let fresh = self.noisy_data(piece, KINDS * update, &sigma);
-        let key = (self.seed, Stream::Contrast, KINDS * update + 1);
+        let fresh = self.noisy_data(piece, Numbers::Restart(update), &sigma);
+        let key = (self.seed, Stream::Contrast, Numbers::Which(update).key());
         let [restart] = piece.draw(key, self.device, |generator: &mut Generator, rows| {
             [generator.uniform(&[rows.end - rows.start])]
         });
@@ -90,7 +90,7 @@ impl<'a> Contrast<'a> {
         let variance = self.network.spec().sigma0.powi(2);
         let scale = per_row(&sigma, &x) * (2.0 * section.step_size).sqrt();
         for step in 0..section.steps {
-            let key = (self.seed, Stream::Contrast, KINDS * update + 3 + (step << KIND_BITS));
+            let key = (self.seed, Stream::Contrast, Numbers::Step(update, step).key());
             let [noise] = piece.draw(key, self.device, |generator, rows| {
                 [generator.normal(&[&[rows.end - rows.start], &self.images.size()[1..]].concat())]
             });
@@ -100,16 +100,120 @@ impl<'a> Contrast<'a> {
         }
         no_grad(|| states.select(0, turn).copy_(&x));
         // A step of size h leaves 1/(1 − h/2) of the variance of noise: the data get as much.
-        let data =
-            self.noisy_data(piece, KINDS * update + 2, &(&sigma / (1.0 - section.step_size / 2.0).sqrt()));
+        let widened = &sigma / (1.0 - section.step_size / 2.0).sqrt();
+        let data = self.noisy_data(piece, Numbers::Data(update), &widened);
         let energy = |x: &Tensor| self.network.energy(weights, x);
         ((energy(&data) - energy(&x)) * (sigma / self.network.spec().sigma0).pow_tensor_scalar(-2)).sum(None)
     }
 }
 
-/// Kinds of random numbers in an update: restarts, which restart, data, and noise of steps, the number of the step far above.
-const KINDS: u64 = 4;
-const KIND_BITS: u32 = 40;
+/// What random numbers are for, by update or turn.
+enum Numbers {
+    /// States from which a chain starts anew.
+    Restart(u64),
+    /// Which chains do.
+    Which(u64),
+    /// Data that the chains are contrasted with.
+    Data(u64),
+    /// A step of the chains, by its number.
+    Step(u64, u64),
+    /// The first states of the chains of a turn.
+    Start(u64),
+}
 
-/// Starts of the chains: numbers that no update has.
-const START: u64 = u64::MAX;
+/// Steps in an update differ far above the bits of its number.
+const STEP_SHIFT: u32 = 40;
+
+impl Numbers {
+    /// The iteration of their stream: different for all.
+    fn key(&self) -> u64 {
+        match self {
+            Numbers::Restart(update) => 4 * update,
+            Numbers::Which(update) => 4 * update + 1,
+            Numbers::Data(update) => 4 * update + 2,
+            Numbers::Step(update, step) => 4 * update + 3 + (step << STEP_SHIFT),
+            Numbers::Start(turn) => u64::MAX - turn,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::EnergyKind;
+    use crate::model::{EnergySpec, Parameters};
+
+    const BATCH: usize = 4;
+    const WHOLE: Shards = Shards { first: 0, count: 2, rows: 2 };
+
+    fn network() -> EnergyNetwork {
+        EnergyNetwork::new(&EnergySpec { kind: EnergyKind::Unet, width: 2, shape: [1, 4, 4], sigma0: 0.1 })
+    }
+
+    fn images() -> Tensor {
+        Generator::new(1, Stream::Split, 0, 0).uniform(&[10, 1, 4, 4])
+    }
+
+    fn section(chains: usize, restart: f64) -> ContrastSection {
+        ContrastSection { chains, restart, steps: 3, step_size: 1e-3, ..ContrastSection::default() }
+    }
+
+    #[test]
+    fn levels_of_all_turns_are_one_in_each_stratum_of_the_band() {
+        let (section, network, images) = (section(12, 0.0), network(), images());
+        let contrast = Contrast::new(&section, &network, &images, (0, BATCH), Device::Cpu);
+        let levels: Vec<Tensor> = (0..3).map(|turn| contrast.levels(&WHOLE, turn)).collect();
+        let (sorted, _) = Tensor::cat(&levels, 0).log().sort(0, false);
+        let [low, high] = section.sigma.map(f64::ln);
+        let expected = (Tensor::arange(12, (Kind::Float, Device::Cpu)) + 0.5) / 12.0 * (high - low) + low;
+        assert!((sorted - expected).abs().max().double_value(&[]) < 1e-5);
+        // A rank that owns the second shard has its rows' levels.
+        let part = contrast.levels(&Shards { first: 1, count: 1, rows: 2 }, 1);
+        assert_eq!(part, levels[1].narrow(0, 2, 2));
+    }
+
+    #[test]
+    fn chains_go_on_where_their_last_turn_ended_unless_they_start_anew() {
+        let (network, images) = (network(), images());
+        let parameters = Parameters::initialise(network.layout(), 0, Stream::Parameters, Device::Cpu);
+        let states = |contrast: &Contrast| contrast.chains.borrow()[&0].copy();
+        for restart in [0.0, 1.0] {
+            let section = section(2 * BATCH, restart);
+            let contrast = Contrast::new(&section, &network, &images, (0, BATCH), Device::Cpu);
+            let update = |number| {
+                let _ = contrast.loss(parameters.tracked(), number, &WHOLE);
+                states(&contrast)
+            };
+            let (first, second) = (update(0), update(1));
+            // Turns alternate: each update moves its own half of the chains.
+            assert_eq!(first.select(0, 0), second.select(0, 0));
+            assert_ne!(first.select(0, 1), second.select(0, 1));
+            // Steps this small leave a chain beside where it began.
+            let third = update(2).select(0, 0);
+            let fresh = contrast.noisy_data(&WHOLE, Numbers::Restart(2), &contrast.levels(&WHOLE, 0));
+            let began = if restart == 1.0 { fresh } else { second.select(0, 0) };
+            let moved = (&third - began).abs().max().double_value(&[]);
+            assert!(moved > 0.0 && moved < 0.5, "{moved}");
+        }
+    }
+
+    #[test]
+    fn gradient_lowers_the_energy_of_data_and_raises_that_of_chains_each_over_its_temperature() {
+        let (section, network, images) = (section(BATCH, 0.0), network(), images());
+        let parameters = Parameters::initialise(network.layout(), 0, Stream::Parameters, Device::Cpu);
+        let contrast = Contrast::new(&section, &network, &images, (0, BATCH), Device::Cpu);
+        let weights = parameters.tracked();
+        let (found, _) = weights.gradient(&contrast.loss(weights, 0, &WHOLE), &[]);
+        // Again from what the update left: its data, and the states of its chains.
+        let sigma = contrast.levels(&WHOLE, 0);
+        let data = contrast.noisy_data(&WHOLE, Numbers::Data(0), &(&sigma / (1.0f64 - 0.5e-3).sqrt()));
+        let states = contrast.chains.borrow()[&0].select(0, 0);
+        let temperature = (&sigma / 0.1).square();
+        let mean = |x: &Tensor| (network.energy(weights, x) / &temperature).sum(None);
+        let (of_data, _) = weights.gradient(&mean(&data), &[]);
+        let (of_chains, _) = weights.gradient(&mean(&states), &[]);
+        let expected = of_data - of_chains;
+        let error = (&found - &expected).abs().max().double_value(&[]);
+        assert!(error < 1e-4 * expected.abs().max().double_value(&[]), "{error}");
+    }
+}

@@ -50,6 +50,15 @@ pub enum TrainError {
         /// Which quantity.
         what: &'static str,
     },
+    /// The regression of the warm start stopped being finite on all ranks together. Exit code 3.
+    #[error(
+        "the warm start diverged at its update {update}: its loss or gradient is not finite after the reduction over ranks; \
+         lower warm_start.lr"
+    )]
+    WarmStart {
+        /// The update, from 1.
+        update: u64,
+    },
     /// The ranks' copies of the networks differ.
     #[error(
         "at iteration {iteration} ranks {ranks:?} hold other parameters than the rest, or than each other: their hardware or \

@@ -320,7 +320,7 @@ fn stop_flag(stop: &Stop, device: Device) -> Tensor {
 
 /// A non-finite value on one rank is one on all ranks after the sum, so all stop here together, before the
 /// optimiser moves.
-pub(super) fn finite(iteration: u64, what: &'static str, values: &[f64]) -> Result<(), TrainError> {
+fn finite(iteration: u64, what: &'static str, values: &[f64]) -> Result<(), TrainError> {
     if values.iter().all(|value| value.is_finite()) {
         Ok(())
     } else {

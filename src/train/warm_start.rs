@@ -5,7 +5,7 @@ use super::build::Networks;
 use super::reduce::Part;
 use super::schedule::learning_rate_factor;
 use super::state::State;
-use super::updates::{Trainer, finite};
+use super::updates::Trainer;
 use crate::config::WarmStartSection;
 use crate::method::ProbabilityFlow;
 use crate::rng::Stream;
@@ -52,11 +52,15 @@ impl Trainer<'_> {
             let (gradient, _) = state.sampler.tracked().gradient(&loss, &[]);
             Part { gradients: vec![gradient], statistics: vec![loss.detach()] }
         })?;
-        finite(0, "warm start's loss", &reduced.statistics)?;
+        let gradient = &reduced.gradients[0];
+        // Before the optimiser moves, on all ranks alike: the sum has the non-finite value of any rank.
+        if !(reduced.statistics[0].is_finite() && gradient.norm().double_value(&[]).is_finite()) {
+            return Err(TrainError::WarmStart { update: update + 1 });
+        }
         let rise = ((update + 1) as f64 / RISE).min(1.0);
         let fraction = update as f64 / section.updates as f64;
         let step = section.lr * rise * learning_rate_factor(fraction, 0.5, LAST);
-        state.sampler_adam.update_with(BETAS, state.sampler.flat(), &reduced.gradients[0], step);
+        state.sampler_adam.update_with(BETAS, state.sampler.flat(), gradient, step);
         state.warm_start_updates += 1;
         if state.warm_start_updates == section.updates {
             state.sampler_adam.clear();

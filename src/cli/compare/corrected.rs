@@ -14,6 +14,7 @@ use crate::cli::corrections::{Corrections, Spent};
 use crate::cli::metrics::draw_samples;
 use crate::cli::sample::{Sampler, load_sampler};
 use crate::config::{CorrectedSection, CorrectionKind};
+use crate::data::file_sha256;
 use crate::mcmc::McmcError;
 use crate::train::Stop;
 
@@ -28,9 +29,17 @@ impl Bench<'_> {
     ) -> Result<Option<Rows>> {
         let trained_home = directory.join(job.of(self.plan, &section.of).slug(self.plan));
         let trained = Rows::any(&trained_home)?.remove(0);
+        let weights = match &trained.failure {
+            Some(_) => String::new(),
+            None => {
+                let path = trained_home.join("sampler.safetensors");
+                file_sha256(&path).with_context(|| format!("cannot read {}", path.display()))?
+            }
+        };
         let key = key_of(&[
             &serde_json::to_string(&(section, &self.plan.recipes[job.target].file.target))?,
-            &format!("{:?} {:?} {}", trained.parameters_sha256, trained.failure, job.seed),
+            // The averaged weights, which parameters_sha256 does not cover, are what draws.
+            &format!("{} {:?} {}", weights, trained.failure, job.seed),
             &self.common_key(job)?,
         ]);
         if let Some(rows) = Rows::read(home, &key) {

@@ -14,7 +14,7 @@ use crate::cli::corrections::CorrectionTarget;
 use crate::cli::evaluate::timed_score;
 use crate::cli::metrics::{Inputs, Measure, NotFinite, Scores};
 use crate::comm::World;
-use crate::config::{ComparePlan, EvaluateSection, Features, Work};
+use crate::config::{ComparePlan, Features, Work};
 use crate::data::file_sha256;
 use crate::record::write_samples_file;
 use crate::target::{TargetAtLevel, TargetError};
@@ -53,19 +53,15 @@ impl ImageTarget {
             .into());
         }
         let evaluate = &file.evaluate;
-        let load = |section: &EvaluateSection| {
-            let inputs = Inputs::load(section, target.target(), world.device)?;
-            inputs.context("the plan has checked that there are features")
-        };
+        let inputs = Inputs::load(evaluate, "score.samples", target.target(), world.device)?;
+        let inputs = inputs.context("the plan has checked that there are features")?;
         for method in plan.file.methods.iter().filter(|method| method.runs_on(entry)) {
             let Work::Annealed(annealed) = method.work() else { continue };
-            if annealed.tuning_samples < evaluate.samples {
-                let section = EvaluateSection { samples: annealed.tuning_samples, ..evaluate.clone() };
-                load(&section)
-                    .with_context(|| format!("method {:?}: annealed.tuning_samples", method.name))?;
+            if annealed.step_sizes.len() > 1 {
+                let key = format!("method {:?}: annealed.tuning_samples", method.name);
+                inputs.require_enough(&key, annealed.tuning_samples)?;
             }
         }
-        let inputs = load(evaluate)?;
         let weights = match &evaluate.features {
             Features::TorchScript(file) => Some(file),
             _ => evaluate.features_file.as_ref(),

@@ -63,7 +63,9 @@ impl Bench<'_> {
                 observer.flush()?;
                 return Ok(None);
             }
-            Err(error @ TrainError::Diverged { .. }) => row.failure = Some(error.to_string()),
+            Err(error @ (TrainError::Diverged { .. } | TrainError::WarmStart { .. })) => {
+                row.failure = Some(error.to_string())
+            }
             Err(error) => return Err(error.into()),
         }
         row.target_evaluations = (state.target_evaluations as f64 * networks.target.cost()).round() as u64;
