@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::arguments::CorrectionKernel;
 use super::metrics::draw_samples;
@@ -163,6 +163,56 @@ impl<'a> Corrections<'a> {
         let correction =
             Correction { target: target.target(), tempered_from: target.tempered_from(), kernel };
         correction.run(&x.to_kind(kind), steps, generator)
+    }
+}
+
+/// Draws of a sampler, chunk by chunk, each moved on by the same number of steps.
+pub struct CorrectedDraws<'a> {
+    corrections: &'a Corrections<'a>,
+    sampler: &'a Sampler,
+    device: Device,
+    steps: u64,
+    spent: Spent,
+    failure: Option<McmcError>,
+}
+
+impl<'a> CorrectedDraws<'a> {
+    /// Draws of `sampler` on `device`, moved on by `steps` steps; with the seed of the corrections.
+    pub fn new(corrections: &'a Corrections, sampler: &'a Sampler, steps: u64, device: Device) -> Self {
+        CorrectedDraws { corrections, sampler, device, steps, spent: Spent::default(), failure: None }
+    }
+
+    /// Samples of chunk `chunk`, `[rows, …]`, before any step: the very draws that the sampler itself is scored on.
+    pub fn before(&self, chunk: u64, rows: i64) -> Tensor {
+        let Sampler { network, parameters, output_sigma, .. } = self.sampler;
+        draw_samples(network, parameters, self.corrections.seed, (chunk, rows), *output_sigma, self.device)
+    }
+
+    /// The same after the steps. Where they fail nothing is moved any more, and [`finish`](Self::finish) says why: other ranks
+    /// wait for this one's samples meanwhile.
+    pub fn after(&mut self, chunk: u64, rows: i64) -> Tensor {
+        let x = self.before(chunk, rows);
+        if self.failure.is_some() {
+            return x;
+        }
+        match self.corrections.apply(&x, self.steps, chunk) {
+            Ok(corrected) => {
+                self.spent.add(&corrected);
+                corrected.samples
+            }
+            Err(error) => {
+                self.failure = Some(error);
+                x
+            }
+        }
+    }
+
+    /// What the steps of this rank took.
+    ///
+    /// # Errors
+    /// If the target was not finite at one of them.
+    pub fn finish(self) -> Result<Spent, McmcError> {
+        self.failure.map_or(Ok(self.spent), Err)
     }
 }
 

@@ -11,7 +11,7 @@ use tch::{Device, Tensor};
 use tracing::{info, warn};
 
 use super::arguments::{CorrectionKernel, Evaluate};
-use super::corrections::{CorrectionTarget, Corrections, Spent};
+use super::corrections::{CorrectedDraws, CorrectionTarget, Corrections};
 use super::metrics::{Inputs, Measure, OF_IMAGES, Scores, draw_samples};
 use super::progress::Progress;
 use super::sample::{Sampler, load_sampler};
@@ -74,14 +74,7 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
         let step_size = world.broadcast_string(Some(format!("{:e}", corrections.step_size)));
         corrections.step_size = session.work(step_size.parse())?;
         for &steps in &section.corrections {
-            let (row, shown) = session.work(corrected_row(
-                &corrections,
-                steps,
-                &measure,
-                &sampler,
-                world,
-                arguments.seed,
-            ))?;
+            let (row, shown) = session.work(corrected_row(&corrections, steps, &measure, &sampler, world))?;
             pictures.push((format!("+ {} MALA", steps), shown));
             rows.push(row);
         }
@@ -125,6 +118,16 @@ fn row(
     }
 }
 
+/// What `work` returns, and the seconds that it takes, on a GPU until it is done.
+pub fn timed<T>(world: &World, work: impl FnOnce() -> T) -> (T, f64) {
+    let began = Instant::now();
+    let done = work();
+    if let Device::Cuda(ordinal) = world.device {
+        tch::Cuda::synchronize(ordinal as i64);
+    }
+    (done, began.elapsed().as_secs_f64())
+}
+
 /// Scores what `draw` returns, and the seconds that drawing alone took on the slowest rank.
 pub fn timed_score(
     measure: &Measure,
@@ -133,12 +136,8 @@ pub fn timed_score(
 ) -> Result<(Scores, f64)> {
     let mut seconds = 0.0;
     let scores = measure.score("", world, |chunk, rows| {
-        let started = Instant::now();
-        let samples = draw(chunk, rows);
-        if let Device::Cuda(ordinal) = world.device {
-            tch::Cuda::synchronize(ordinal as i64);
-        }
-        seconds += started.elapsed().as_secs_f64();
+        let (samples, took) = timed(world, || draw(chunk, rows));
+        seconds += took;
         samples
     })?;
     let all = world.gather_strings(&format!("{seconds:e}"));
@@ -153,28 +152,11 @@ fn corrected_row(
     measure: &Measure,
     sampler: &Sampler,
     world: &World,
-    seed: u64,
 ) -> Result<(ComparisonRow, Tensor)> {
-    let Sampler { network, parameters, output_sigma, .. } = sampler;
-    let (mut spent, mut failure) = (Spent::default(), None);
-    let (Scores { metrics, shown, .. }, seconds) = timed_score(measure, world, |chunk, rows| {
-        let x = draw_samples(network, parameters, seed, (chunk, rows), *output_sigma, world.device);
-        match corrections.apply(&x, steps, chunk) {
-            Ok(corrected) => {
-                spent.add(&corrected);
-                corrected.samples
-            }
-            // Others wait for this rank's features, so it ends the job after the sum.
-            Err(error) => {
-                failure = Some(error);
-                x
-            }
-        }
-    })?;
-    if let Some(error) = failure {
-        return Err(error.into());
-    }
-    let spent = spent.over(world);
+    let mut draws = CorrectedDraws::new(corrections, sampler, steps, world.device);
+    let (Scores { metrics, shown, .. }, seconds) =
+        timed_score(measure, world, |chunk, rows| draws.after(chunk, rows))?;
+    let spent = draws.finish()?.over(world);
     let name = format!("one step + {steps} MALA step{}", if steps == 1 { "" } else { "s" });
     let row = row(&name, spent.evaluations_per_sample(), 1, seconds, metrics);
     Ok((ComparisonRow { acceptance: spent.acceptance(), ..row }, shown))

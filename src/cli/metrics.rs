@@ -50,6 +50,8 @@ pub struct Measure {
     reference: Reference,
     samples: i64,
     floor: Seen,
+    /// A matrix root of all features: taken once.
+    fd_floor: f64,
     /// Of images.
     nearest_floor: Option<f64>,
 }
@@ -150,7 +152,8 @@ impl Inputs {
     pub fn measure(self, world: &World) -> Result<Measure> {
         let reference = Reference::new(self.extractor, &self.real, world)?;
         let floor = reference.floor(self.samples, world)?;
-        if !reference.distance(&floor).is_finite() {
+        let fd_floor = reference.distance(&floor);
+        if !fd_floor.is_finite() {
             bail!(
                 "the extractor {} gives features that are not finite for some of the real samples, though not for the \
                  first; look for a division by 0 or a logarithm in it",
@@ -159,7 +162,7 @@ impl Inputs {
         }
         let shown = self.samples.min(SHOWN);
         let nearest_floor = reference.nearest(&reference.real(shown));
-        Ok(Measure { reference, samples: self.samples, floor, nearest_floor })
+        Ok(Measure { reference, samples: self.samples, floor, fd_floor, nearest_floor })
     }
 }
 
@@ -182,11 +185,12 @@ impl Measure {
 
     /// Scores of the real samples themselves: the floors.
     pub fn floors(&self) -> BTreeMap<String, Score> {
-        self.named("", &self.floor, self.nearest_floor)
+        self.named("", self.fd_floor, &self.floor, self.nearest_floor)
     }
 
-    /// Scores by name. `nearest` is of images alone, as is what depends on pixels and classes.
-    fn named(&self, suffix: &str, seen: &Seen, nearest: Option<f64>) -> BTreeMap<String, Score> {
+    /// Scores by name, `fd` the distance of what was seen. `nearest` is of images alone, as is what depends on pixels and
+    /// classes.
+    fn named(&self, suffix: &str, fd: f64, seen: &Seen, nearest: Option<f64>) -> BTreeMap<String, Score> {
         let mut metrics = BTreeMap::new();
         let mut add = |name: &str, value: f64, floor: f64, samples: i64| {
             let score = Score {
@@ -199,8 +203,7 @@ impl Measure {
             metrics.insert(format!("{name}{suffix}"), score);
         };
         let (floor, samples) = (&self.floor, self.samples);
-        let distance = |seen| self.reference.distance(seen);
-        add(self.reference.extractor().metric(), distance(seen), distance(floor), samples);
+        add(self.reference.extractor().metric(), fd, self.fd_floor, samples);
         let (Some(nearest), Some(nearest_floor)) = (nearest, self.nearest_floor) else { return metrics };
         add("pixel_deviation", seen.spread.value(), floor.spread.value(), samples);
         add("nearest_image", nearest, nearest_floor, samples.min(SHOWN));
@@ -246,7 +249,8 @@ impl Measure {
         world.collective().broadcast(&mut shown, 0)?;
         let shown = shown.to_device(Device::Cpu);
         let nearest = self.reference.nearest(&shown);
-        Ok(Scores { metrics: self.named(suffix, &seen, nearest), moments: seen.moments, shown })
+        let fd = self.reference.distance(&seen);
+        Ok(Scores { metrics: self.named(suffix, fd, &seen, nearest), moments: seen.moments, shown })
     }
 }
 

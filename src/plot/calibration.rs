@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
-use super::style::{Area, COLORS, GREY, figure, px, small_text, style_mesh, tick};
+use super::style::{Area, COLORS, GREY, draw_legend, figure, px, style_mesh, tick};
 use crate::metric::CalibrationBin;
 
 const SIZE: (u32, u32) = (720, 900);
@@ -76,15 +76,7 @@ fn draw_frequencies(area: &Area, curves: &[(String, &[CalibrationBin])]) -> Resu
         chart.draw_series(points.iter().map(|&point| Circle::new(point, radius, color.filled())))?;
         legend(chart.draw_series(LineSeries::new(points, style))?.label(name), style, px(24));
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .margin(px(8))
-        .legend_area_size(px(32))
-        .background_style(WHITE.mix(0.8))
-        .label_font(small_text())
-        .draw()?;
-    Ok(())
+    draw_legend(&mut chart, SeriesLabelPosition::UpperLeft)
 }
 
 /// A piece of line beside the name of a series; a dash as long as the piece is a whole line.

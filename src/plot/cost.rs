@@ -8,7 +8,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::smooth::{Point, extent};
-use super::style::{COLORS, FONT, GREY, figure, px, small_text, style_mesh, tick, use_font};
+use super::style::{COLORS, FONT, GREY, draw_legend, figure, px, small_text, style_mesh, tick, use_font};
 
 const SIZE: (u32, u32) = (960, 660);
 
@@ -150,15 +150,7 @@ pub fn costs(
                 + Circle::new((mark, 0), px(6), color.filled())
                 + Text::new(curve.name.clone(), (side, down), text)])?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
-            .margin(px(8))
-            .legend_area_size(px(32))
-            .background_style(WHITE.mix(0.8))
-            .label_font(small_text())
-            .draw()?;
-        Ok(())
+        draw_legend(&mut chart, SeriesLabelPosition::UpperRight)
     })
 }
 

@@ -8,7 +8,7 @@ use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 
 use super::smooth::{MOST_COLUMNS, Point, band, extent, smoothed};
-use super::style::{Area, axis_text, iteration_tick, px, small_text, style_mesh, tick};
+use super::style::{Area, axis_text, draw_legend, iteration_tick, px, style_mesh, tick};
 
 /// A curve and how it is drawn.
 pub struct Curve {
@@ -134,14 +134,7 @@ impl Panel {
             });
         }
         if self.curves.len() > 1 {
-            chart
-                .configure_series_labels()
-                .position(legend)
-                .margin(px(8))
-                .legend_area_size(px(32))
-                .background_style(WHITE.mix(0.8))
-                .label_font(small_text())
-                .draw()?;
+            draw_legend(&mut chart, legend)?;
         }
         Ok(())
     }

@@ -5,8 +5,8 @@ use std::sync::OnceLock;
 
 use anyhow::{Result, bail};
 use plotters::chart::MeshStyle;
-use plotters::coord::Shift;
 use plotters::coord::ranged1d::Ranged;
+use plotters::coord::{CoordTranslate, Shift};
 use plotters::prelude::*;
 use plotters::style::{FontStyle, register_font};
 
@@ -52,6 +52,22 @@ pub fn style_mesh<'a, X: Ranged, Y: Ranged>(mesh: &mut MeshStyle<'a, '_, X, Y, B
         .axis_style(ShapeStyle::from(AXIS).stroke_width(px(1)))
         .label_style(small_text())
         .axis_desc_style(axis_text());
+}
+
+/// Draws the names of a chart's series in this corner.
+pub fn draw_legend<'a, C: CoordTranslate>(
+    chart: &mut ChartContext<'a, BitMapBackend<'a>, C>,
+    corner: SeriesLabelPosition,
+) -> Result<()> {
+    chart
+        .configure_series_labels()
+        .position(corner)
+        .margin(px(8))
+        .legend_area_size(px(32))
+        .background_style(WHITE.mix(0.8))
+        .label_font(small_text())
+        .draw()?;
+    Ok(())
 }
 
 /// Makes the font known to plotters; the program carries it, because machines of a cluster may have none.

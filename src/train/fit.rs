@@ -11,7 +11,7 @@ use super::average::Average;
 use super::clip::RunningNorm;
 use super::observer::FitRow;
 use super::reduce::{Part, reduce};
-use super::schedule::learning_rate_factor;
+use super::schedule::{learning_rate_factor, rise};
 use crate::comm::World;
 use crate::config::{ComputeSection, FitSection};
 use crate::model::{Layout, Parameters, Weights};
@@ -45,7 +45,7 @@ pub(super) fn fit(
             return Err(TrainError::Diverged { iteration: iteration + 1, what: "loss or gradient" });
         }
         let fraction = iteration as f64 / settings.iterations as f64;
-        let rise = ((iteration + 1) as f64 / settings.warmup_updates.max(1) as f64).min(1.0);
+        let rise = rise(iteration, settings.warmup_updates);
         let learning_rate = settings.lr * rise * learning_rate_factor(fraction, settings.cosine_from, 0.0);
         adam.update(parameters.flat(), &reduced.gradients[0], learning_rate);
         let batch = settings.batch as f64;

@@ -12,6 +12,11 @@ pub fn learning_rate_factor(fraction: f64, cosine_from: f64, last: f64) -> f64 {
     last + (1.0 - last) * 0.5 * (1.0 + (PI * t).cos())
 }
 
+/// Factor on the step size of update `update`, from 0, when it rises to 1 over the first `over` updates.
+pub(super) fn rise(update: u64, over: u64) -> f64 {
+    ((update + 1) as f64 / over.max(1) as f64).min(1.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,7 +3,7 @@
 use super::TrainError;
 use super::build::Networks;
 use super::reduce::Part;
-use super::schedule::learning_rate_factor;
+use super::schedule::{learning_rate_factor, rise};
 use super::state::State;
 use super::updates::Trainer;
 use crate::config::WarmStartSection;
@@ -11,7 +11,7 @@ use crate::method::ProbabilityFlow;
 use crate::rng::Stream;
 
 /// Updates over which the step size rises.
-const RISE: f64 = 50.0;
+const RISE: u64 = 50;
 
 /// What the step size falls to over the second half, as a fraction.
 const LAST: f64 = 0.02;
@@ -57,9 +57,8 @@ impl Trainer<'_> {
         if !(reduced.statistics[0].is_finite() && gradient.norm().double_value(&[]).is_finite()) {
             return Err(TrainError::WarmStart { update: update + 1 });
         }
-        let rise = ((update + 1) as f64 / RISE).min(1.0);
         let fraction = update as f64 / section.updates as f64;
-        let step = section.lr * rise * learning_rate_factor(fraction, 0.5, LAST);
+        let step = section.lr * rise(update, RISE) * learning_rate_factor(fraction, 0.5, LAST);
         state.sampler_adam.update_with(BETAS, state.sampler.flat(), gradient, step);
         state.warm_start_updates += 1;
         if state.warm_start_updates == section.updates {

@@ -10,9 +10,8 @@ use super::bench::Bench;
 use super::job::Job;
 use super::results::{ResultRow, Rows, key_of};
 use crate::cli::arguments::CorrectionKernel;
-use crate::cli::corrections::{Corrections, Spent};
-use crate::cli::metrics::draw_samples;
-use crate::cli::sample::{Sampler, load_sampler};
+use crate::cli::corrections::{CorrectedDraws, Corrections};
+use crate::cli::sample::load_sampler;
 use crate::config::{CorrectedSection, CorrectionKind};
 use crate::data::file_sha256;
 use crate::mcmc::McmcError;
@@ -79,7 +78,6 @@ impl Bench<'_> {
     ) -> Result<Vec<ResultRow>> {
         let target = &self.images(job)?.target;
         let sampler = load_sampler(&trained_home.join("sampler.safetensors"), self.world.device)?;
-        let Sampler { network, parameters, output_sigma, .. } = &sampler;
         let kernel = match section.kernel {
             CorrectionKind::Mala => CorrectionKernel::Mala,
             CorrectionKind::Ula => CorrectionKernel::Ula,
@@ -88,28 +86,12 @@ impl Bench<'_> {
         let mut rows = Vec::new();
         for &steps in &section.steps {
             let mut row = job.row(self.plan, &steps_setting(steps), self.world);
-            let (mut spent, mut failure) = (Spent::default(), None);
-            self.score_images(&mut row, (job, home), |chunk, count| {
-                // The very draws that the trained method's row has scored.
-                let device = self.world.device;
-                let x = draw_samples(network, parameters, job.seed, (chunk, count), *output_sigma, device);
-                if stop.load(Ordering::Relaxed) || failure.is_some() {
-                    return x;
-                }
-                match corrections.apply(&x, steps, chunk) {
-                    Ok(corrected) => {
-                        spent.add(&corrected);
-                        corrected.samples
-                    }
-                    Err(error) => {
-                        failure = Some(error);
-                        x
-                    }
-                }
+            let mut draws = CorrectedDraws::new(&corrections, &sampler, steps, self.world.device);
+            self.score_images(&mut row, (job, home), |chunk, count| match stop.load(Ordering::Relaxed) {
+                true => draws.before(chunk, count),
+                false => draws.after(chunk, count),
             })?;
-            if let Some(error) = failure {
-                return Err(error.into());
-            }
+            let spent = draws.finish()?;
             row.evaluations_per_sample = Some(spent.evaluations_per_sample());
             row.acceptance = spent.acceptance();
             row.step_size = Some(corrections.step_size);

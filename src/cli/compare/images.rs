@@ -2,7 +2,6 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::path::Path;
-use std::time::Instant;
 
 use anyhow::{Context, Result};
 use tch::{Device, Tensor};
@@ -125,14 +124,4 @@ impl Bench<'_> {
         let real = self.images(job)?.measure(self.world)?.real(PICTURED);
         write_samples_file(home.join(REAL).as_path(), &real.to_device(Device::Cpu), true)
     }
-}
-
-/// Seconds that `work` takes, on a GPU until it is done.
-pub fn seconds_of(world: &World, work: impl FnOnce()) -> f64 {
-    let began = Instant::now();
-    work();
-    if let Device::Cuda(ordinal) = world.device {
-        tch::Cuda::synchronize(ordinal as i64);
-    }
-    began.elapsed().as_secs_f64()
 }

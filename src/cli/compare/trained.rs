@@ -9,9 +9,9 @@ use tch::Kind;
 use tracing::warn;
 
 use super::bench::Bench;
-use super::images::seconds_of;
 use super::job::Job;
 use super::results::{ResultRow, Rows, key_of};
+use crate::cli::evaluate::timed;
 use crate::cli::metrics::{draw_points, draw_samples, output_sigma};
 use crate::cli::run_directory::RunDirectory;
 use crate::cli::run_observer::{RunObserver, Yardsticks};
@@ -128,7 +128,7 @@ impl Bench<'_> {
             let scores = measure.score("_clean", self.world, |chunk, rows| draw((chunk, rows), 0.0))?;
             row.metrics.extend(scores.metrics);
         }
-        let seconds = seconds_of(self.world, || chunks(TIMED).for_each(|at| drop(draw(at, sigma))));
+        let ((), seconds) = timed(self.world, || chunks(TIMED).for_each(|at| drop(draw(at, sigma))));
         row.seconds_per_sample = Some(seconds / TIMED as f64);
         row.sampling_seconds = Some(seconds * self.plan.file.score.samples as f64 / TIMED as f64);
         row.evaluations_per_sample = Some(0);
