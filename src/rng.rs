@@ -10,7 +10,7 @@ use std::ops::Range;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 use crate::config::Reduction;
 
@@ -79,10 +79,12 @@ impl Generator {
     /// Noise levels log-uniform in [low, high) for the rows `rows` of a global batch of `batch`, one in each
     /// of `batch` strata, as a CPU tensor.
     pub fn stratified_levels(&mut self, (low, high): (f64, f64), rows: Range<i64>, batch: usize) -> Tensor {
-        let count = rows.end - rows.start;
-        let stratum = Tensor::arange_start(rows.start, rows.end, (Kind::Float, Device::Cpu));
-        let quantile = (stratum + self.uniform(&[count])) / batch as f64;
-        (quantile * (high / low).ln() + low.ln()).exp()
+        let (start, span) = (low.ln(), (high / low).ln());
+        let level = |row: i64| {
+            let quantile = (row as f64 + self.0.random::<f64>()) / batch as f64;
+            if span == 0.0 { low as f32 } else { (start + quantile * span).exp() as f32 }
+        };
+        Tensor::from_slice(&rows.map(level).collect::<Vec<_>>())
     }
 
     /// `count` indices below `bound`, independent and uniform.
@@ -146,7 +148,11 @@ impl Shards {
                 part.push(tensor);
             }
         }
-        parts.map(|part| Tensor::cat(&part, 0).to_device(device))
+        let whole = |mut part: Vec<Tensor>| match part.len() {
+            1 => part.remove(0),
+            _ => Tensor::cat(&part, 0),
+        };
+        parts.map(|part| whole(part).to_device(device))
     }
 }
 

@@ -6,7 +6,7 @@ use tch::{Device, Tensor, kind};
 ///
 /// # Panics
 /// If the tensor is of another kind, on another device, or not contiguous.
-pub(super) fn elements<T: kind::Element>(tensor: &Tensor) -> &[T] {
+pub fn elements<T: kind::Element>(tensor: &Tensor) -> &[T] {
     let Some(data) = pointer::<T>(tensor) else { return &[] };
     // SAFETY: a contiguous CPU tensor of this kind owns `numel` initialised elements of `T` from `data` on. The slice
     // borrows the tensor, which keeps the storage alive; nothing writes to it meanwhile, because this rank's only
@@ -15,7 +15,7 @@ pub(super) fn elements<T: kind::Element>(tensor: &Tensor) -> &[T] {
 }
 
 /// As [`elements`], to write to.
-pub(super) fn elements_mut<T: kind::Element>(tensor: &mut Tensor) -> &mut [T] {
+pub fn elements_mut<T: kind::Element>(tensor: &mut Tensor) -> &mut [T] {
     let Some(data) = pointer::<T>(tensor) else { return &mut [] };
     // SAFETY: as in `elements`, and the tensor is borrowed mutably; other tensors over the same storage are not touched
     // meanwhile, for the same reason.

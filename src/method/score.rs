@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::perturb::Perturbed;
 use crate::config::{MethodSection, ScoreWeight};
-use crate::model::{Base, ScoreNetwork, Weights, per_row};
+use crate::model::{Base, ScoreNetwork, ScorePass, Weights, per_row};
 
 /// The score network at perturbed samples.
 #[derive(Debug)]
@@ -33,15 +33,10 @@ impl ScoreAt {
         base: Base,
         wants_product: bool,
     ) -> Self {
-        if !wants_product {
-            let score = network.score(weights, &at.x, &at.sigma, base).detach();
-            return ScoreAt { score, product: None };
-        }
-        let x = at.x.detach().set_requires_grad(true);
-        let score = network.score(weights, &x, &at.sigma, base);
-        let along = (&score * (&score.detach() + at.noise_score())).sum(None);
-        let product = Tensor::run_backward(&[along], &[&x], false, false).remove(0);
-        ScoreAt { score: score.detach(), product: Some(product) }
+        let pass = network.pass(weights, &at.x, &at.sigma, base, wants_product);
+        let score = pass.score.shallow_clone();
+        let product = wants_product.then(|| pass.product(&(&score + at.noise_score())));
+        ScoreAt { score, product }
     }
 }
 
@@ -53,24 +48,22 @@ pub fn score_product(
     base: Base,
     v: &Tensor,
 ) -> Tensor {
-    let x = x.detach().set_requires_grad(true);
     // The base is a constant here where it is the target's score, so its value does not matter.
     let nothing = v.zeros_like();
     let base = match base {
         Base::Target(_) => Base::Target(&nothing),
         start => start,
     };
-    let along = (network.score(weights, &x, sigma, base) * v).sum(None);
-    Tensor::run_backward(&[along], &[&x], false, false).remove(0)
+    network.pass(weights, x, sigma, base, true).product(v)
 }
 
-/// Weight of each row, `[R]`.
-fn weights_of_rows(section: &MethodSection, sigma: &Tensor) -> Tensor {
+/// Weight of each row of `global_rows`, `[R]`.
+fn weights_of_rows(section: &MethodSection, sigma: &Tensor, global_rows: i64) -> Tensor {
     match section.score_weight {
-        ScoreWeight::Uniform => sigma.ones_like(),
+        ScoreWeight::Uniform => sigma.full_like(1.0 / global_rows as f64),
         ScoreWeight::Edm => {
             let data = section.sigma_data.powi(2);
-            (sigma.square() + data) / data
+            (sigma.square() + data) / (data * global_rows as f64)
         }
     }
 }
@@ -86,11 +79,7 @@ pub fn score_loss(
     base: Base,
     global_rows: i64,
 ) -> ScoreLoss {
-    let score = network.score(weights, &at.x, &at.sigma, base);
-    let rows = network.denoising_loss(&score, &at.x, &at.eps, &at.sigma);
-    let loss = (rows * weights_of_rows(section, &at.sigma)).sum(None) / global_rows as f64;
-    let (gradient, _) = weights.gradient(&loss, &[]);
-    ScoreLoss { value: loss.detach(), gradient }
+    score_loss_and_products(section, (network, weights), at, base, global_rows, false).0
 }
 
 /// As [`score_loss`], and from the same forward and backward pass the score itself and, if `wants_product`, its
@@ -108,16 +97,11 @@ pub fn score_loss_and_products(
     wants_product: bool,
 ) -> (ScoreLoss, ScoreAt) {
     let has_product = wants_product && !network.spec().tail_scaling;
-    let x = at.x.detach().set_requires_grad(has_product);
-    let score = network.score(weights, &x, &at.sigma, base);
-    let rows = network.denoising_loss(&score, &x, &at.eps, &at.sigma);
-    let row_weights = weights_of_rows(section, &at.sigma);
-    let loss = (rows * &row_weights).sum(None) / global_rows as f64;
-    let wanted = if has_product { vec![&x] } else { vec![] };
-    let (gradient, inputs) = weights.gradient(&loss, &wanted);
-    let product = inputs.first().map(|input| {
-        let factor = row_weights * at.sigma.square() * (2.0 / global_rows as f64);
-        input / per_row(&factor, &x)
-    });
-    (ScoreLoss { value: loss.detach(), gradient }, ScoreAt { score: score.detach(), product })
+    let pass: ScorePass = network.pass(weights, &at.x, &at.sigma, base, has_product);
+    let score = pass.score.shallow_clone();
+    let row_weights = weights_of_rows(section, &at.sigma, global_rows);
+    let (value, slope) = network.denoising_loss(&score, (&at.x, &at.eps, &at.sigma), &row_weights);
+    let (gradient, input) = pass.gradient(&slope, has_product);
+    let product = input.map(|input| input / per_row(&(row_weights * at.sigma.square() * 2.0), &at.x));
+    (ScoreLoss { value, gradient }, ScoreAt { score, product })
 }

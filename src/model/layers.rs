@@ -62,6 +62,11 @@ impl Linear {
         }
     }
 
+    /// Slots of weight `[outputs, inputs]` and bias `[outputs]`.
+    pub fn slots(&self) -> (Slot, Slot) {
+        (self.weight, self.bias)
+    }
+
     /// `[B, inputs] -> [B, outputs]`.
     pub fn forward(&self, weights: &Weights, x: &Tensor) -> Tensor {
         x.linear(&weights[self.weight], Some(&weights[self.bias]))

@@ -5,6 +5,7 @@
 
 mod energy;
 mod generator;
+mod kernels;
 mod layers;
 mod lenet;
 mod mlp;
@@ -12,6 +13,7 @@ mod parameters;
 mod resnet;
 mod sampler;
 mod score;
+mod score_pass;
 mod unet;
 mod weights_file;
 
@@ -19,6 +21,7 @@ pub use energy::{EnergyNetwork, EnergySpec};
 pub use layers::{Init, per_row};
 pub use lenet::LeNet;
 pub use parameters::{Layout, Parameters, Slot, Weights};
-pub use sampler::{SamplerNetwork, SamplerSpec};
+pub use sampler::{SamplerNetwork, SamplerPass, SamplerSpec};
 pub use score::{Base, ScoreNetwork, ScoreSpec};
+pub use score_pass::ScorePass;
 pub use weights_file::{COORDINATES, WeightsError, WeightsFile, replace_atomically, write_atomically};

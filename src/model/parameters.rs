@@ -61,6 +61,30 @@ impl Index<Slot> for Weights {
 }
 
 impl Weights {
+    /// Whether autograd follows these weights.
+    pub fn are_tracked(&self) -> bool {
+        self.0.iter().any(Tensor::requires_grad)
+    }
+
+    /// Whether these are plain f32 numbers in memory of the host.
+    pub fn are_on_host(&self) -> bool {
+        self.0.iter().all(|tensor| tensor.device() == Device::Cpu && tensor.kind() == Kind::Float)
+    }
+
+    /// Room for a gradient: a flat buffer `[P]`, not yet written, and views of it in the shapes of the weights.
+    pub fn gradient_buffer(&self) -> (Tensor, Weights) {
+        let count = self.0.iter().map(|tensor| tensor.numel() as i64).sum::<i64>();
+        let flat = Tensor::empty([count], (self.0[0].kind(), self.0[0].device()));
+        let mut start = 0;
+        let view = |tensor: &Tensor| {
+            let view = flat.as_strided(tensor.size(), tensor.stride(), start);
+            start += tensor.numel() as i64;
+            view
+        };
+        let views = self.0.iter().map(view).collect();
+        (flat, Weights(views))
+    }
+
     /// Gradient of the scalar `loss` with respect to all weights, flat `[P]`, and with respect to the
     /// tensors in `inputs`. The weights must be tracked ([`Parameters::tracked`]).
     pub fn gradient(&self, loss: &Tensor, inputs: &[&Tensor]) -> (Tensor, Vec<Tensor>) {

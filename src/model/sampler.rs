@@ -3,13 +3,15 @@
 use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::generator::Generator;
+use super::kernels::{self, Affine};
 use super::layers::Init;
-use super::mlp::Mlp;
+use super::mlp::{Mlp, MlpRecord};
 use super::parameters::{Layout, Slot, Weights};
 use super::unet::UNet;
+use crate::comm::memory::{elements, elements_mut};
 use crate::config::SamplerKind;
 
 /// All that is needed to rebuild a sampler around its weights.
@@ -38,6 +40,28 @@ pub struct SamplerSpec {
 
 fn one() -> f64 {
     1.0
+}
+
+/// A sampler's pass through given latents, and what its backward pass needs.
+pub struct SamplerPass<'w> {
+    /// x0, `[B, …shape]`, a constant.
+    pub x0: Tensor,
+    weights: &'w Weights,
+    how: How<'w>,
+}
+
+enum How<'w> {
+    /// The samples with their graph.
+    Autograd(Tensor),
+    /// A perceptron on a CPU, in a few sweeps over memory.
+    Host { sampler: HostMlp<'w>, z: Tensor, output: Tensor, record: MlpRecord },
+}
+
+/// A sampler that the kernels for a CPU can evaluate.
+struct HostMlp<'n> {
+    network: &'n Mlp,
+    dimension: i64,
+    affine: Affine,
 }
 
 /// A sampler without its weights.
@@ -133,6 +157,31 @@ impl SamplerNetwork {
         }
     }
 
+    /// This sampler as one that the kernels for a CPU know, for these weights and latents.
+    fn host_mlp(&self, weights: &Weights, z: &Tensor) -> Option<HostMlp<'_>> {
+        let is_constant = weights.are_on_host() && z.kind() == Kind::Float && !z.requires_grad();
+        match &self.trunk {
+            Trunk::Mlp(network) if is_constant => {
+                let affine =
+                    Affine { offset: self.spec.initial_offset as f32, scale: self.spec.initial_scale as f32 };
+                Some(HostMlp { network, dimension: self.spec.shape[0], affine })
+            }
+            _ => None,
+        }
+    }
+
+    /// As [`forward`](Self::forward), for a backward pass with respect to the weights, which are tracked.
+    pub fn pass<'w>(&'w self, weights: &'w Weights, z: &Tensor) -> SamplerPass<'w> {
+        if let Some(sampler) = self.host_mlp(weights, z) {
+            let z = z.contiguous();
+            let (output, record) = sampler.network.record(weights, &z);
+            let x0 = sampler.samples(&z, &output);
+            return SamplerPass { x0, weights, how: How::Host { sampler, z, output, record } };
+        }
+        let x0 = self.forward(weights, z);
+        SamplerPass { x0: x0.detach(), weights, how: How::Autograd(x0) }
+    }
+
     /// One sample per latent: `z` of [`latent_shape`](Self::latent_shape) to x0 `[B, …shape]`.
     ///
     /// - `mlp`: x0 = offset + scale·(z·exp(gate(z)) + shift(z)); gate and shift start at zero, so the first
@@ -141,6 +190,10 @@ impl SamplerNetwork {
     /// - `generator`: x0 = offset + G(z₁) + scale·exp(log_scale)·z₂ with G = 0 and log_scale = 0 at the
     ///   start.
     pub fn forward(&self, weights: &Weights, z: &Tensor) -> Tensor {
+        if let (Some(sampler), false) = (self.host_mlp(weights, z), weights.are_tracked()) {
+            let z = z.contiguous();
+            return sampler.samples(&z, &sampler.network.answer(weights, &z));
+        }
         let (scale, offset) = (self.spec.initial_scale, self.spec.initial_offset);
         match &self.trunk {
             Trunk::Mlp(mlp) => {
@@ -156,5 +209,34 @@ impl SamplerNetwork {
                 image + noise * weights[*log_scale].exp() * scale + offset
             }
         }
+    }
+}
+
+impl SamplerPass<'_> {
+    /// J^T `along`, flat `[P]`: `along` `[B, …shape]`, J the Jacobian of the samples with respect to the weights.
+    pub fn gradient(self, along: &Tensor) -> Tensor {
+        match self.how {
+            How::Autograd(x0) => self.weights.gradient(&(x0 * along).sum(None), &[]).0,
+            How::Host { sampler, z, mut output, record } => {
+                let latent = z.size()[1] as usize;
+                let along = along.contiguous();
+                let at_output = elements_mut(&mut output);
+                kernels::samples_back(sampler.affine, elements(&z), latent, elements(&along), at_output);
+                let (flat, views) = self.weights.gradient_buffer();
+                sampler.network.backward(self.weights, record, &output, Some(&views), false);
+                flat
+            }
+        }
+    }
+}
+
+impl HostMlp<'_> {
+    /// x0 `[B, D]` from latents `[B, Z]` and the perceptron's output there `[B, 2D]`.
+    fn samples(&self, z: &Tensor, output: &Tensor) -> Tensor {
+        let (rows, latent) = z.size2().expect("an mlp's latents are vectors");
+        let mut x0 = Tensor::empty([rows, self.dimension], (Kind::Float, z.device()));
+        let places = elements_mut(&mut x0);
+        kernels::samples(self.affine, elements(z), latent as usize, elements(output), places);
+        x0
     }
 }

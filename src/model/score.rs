@@ -2,12 +2,14 @@
 
 use std::rc::Rc;
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
+use super::kernels::{self, Affine};
 use super::layers::{Linear, per_row};
 use super::mlp::Mlp;
 use super::parameters::{Layout, Weights};
 use super::unet::UNet;
+use crate::comm::memory::{elements, elements_mut};
 use crate::config::{ScoreBase, ScoreKind};
 
 /// All that is needed to rebuild a score network around its weights.
@@ -69,6 +71,13 @@ enum Trunk {
     Unet(Box<UNet>),
 }
 
+/// A score network that [`kernels`](super::kernels) can evaluate.
+pub(super) struct HostMlp<'n> {
+    pub(super) spec: &'n ScoreSpec,
+    pub(super) affine: Affine,
+    pub(super) network: &'n Mlp,
+}
+
 impl ScoreNetwork {
     /// Builds the score network that `spec` describes.
     ///
@@ -114,6 +123,21 @@ impl ScoreNetwork {
             ScoreBase::Fading => Base::Start(1.0 - target_weight),
             ScoreBase::Target => Base::Target(target_score),
         }
+    }
+
+    /// This network as one that the kernels for a CPU know: a perceptron without the rarer options.
+    pub(super) fn host_mlp(&self) -> Option<HostMlp<'_>> {
+        match &self.trunk {
+            Trunk::Mlp { network, skip: None } if self.spec.frequencies == 0 && !self.spec.noise_scaling => {
+                Some(HostMlp { spec: &self.spec, affine: self.affine(), network })
+            }
+            _ => None,
+        }
+    }
+
+    /// How u comes from x.
+    pub(super) fn affine(&self) -> Affine {
+        Affine { offset: self.spec.offset as f32, scale: self.spec.scale as f32 }
     }
 
     /// u = (x − offset)/scale, the coordinates of an `mlp`.
@@ -177,15 +201,32 @@ impl ScoreNetwork {
         }
     }
 
-    /// Denoising score-matching loss per row and per unit of weight, |sigma·s_phi(x, sigma) + eps|², `[B]`; with
-    /// tail scaling each coordinate is weighted by 1 + u², a constant.
+    /// Denoising score-matching loss Σ weight·|sigma·s + eps|² of scores `s` at `x`, both `[R, …]`, with a weight for each
+    /// row `[R]`; with tail scaling each coordinate is weighted by 1 + u² besides. Returns the loss, a scalar, and its
+    /// gradient at the scores, `[R, …]`.
     ///
     /// Any weight that depends on x alone leaves the optimum where it is.
-    pub fn denoising_loss(&self, score: &Tensor, x: &Tensor, eps: &Tensor, sigma: &Tensor) -> Tensor {
-        let mut square = (score * per_row(sigma, score) + eps).square();
-        if self.spec.tail_scaling {
-            square *= self.scaled(&x.detach()).square() + 1.0;
+    pub fn denoising_loss(
+        &self,
+        score: &Tensor,
+        (x, eps, sigma): (&Tensor, &Tensor, &Tensor),
+        row_weights: &Tensor,
+    ) -> (Tensor, Tensor) {
+        let all = [score, x, eps, sigma, row_weights];
+        if all.iter().all(|t| t.device() == Device::Cpu && t.kind() == Kind::Float && t.is_contiguous()) {
+            let tail = self.spec.tail_scaling.then(|| self.affine());
+            let [score, x, eps, sigma, row_weights] = all.map(elements::<f32>);
+            let mut slope = all[0].empty_like();
+            let rows = (sigma, row_weights);
+            let loss = kernels::denoising_loss((score, x, eps), rows, tail, elements_mut(&mut slope));
+            return (Tensor::from(loss as f32), slope);
         }
-        square.flatten(1, -1).sum_dim_intlist(1i64, false, None)
+        let residual = (score * per_row(sigma, score) + eps).detach();
+        let mut weighted = &residual * per_row(row_weights, score);
+        if self.spec.tail_scaling {
+            weighted *= self.scaled(&x.detach()).square() + 1.0;
+        }
+        let loss = (residual * &weighted).sum(None);
+        (loss, weighted * per_row(&(sigma * 2.0), score))
     }
 }

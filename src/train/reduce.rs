@@ -60,7 +60,10 @@ impl Part {
 
 /// Everything in one flat buffer and one all-reduce.
 fn sum_fast(world: &World, parts: Vec<Part>) -> Result<Vec<Tensor>, CommError> {
-    let parts: Vec<Vec<Tensor>> = parts.into_iter().map(Part::into_tensors).collect();
+    let mut parts: Vec<Vec<Tensor>> = parts.into_iter().map(Part::into_tensors).collect();
+    if world.size == 1 && parts.len() == 1 {
+        return Ok(parts.remove(0)); // all there is
+    }
     let sizes: Vec<i64> = parts[0].iter().map(|tensor| tensor.numel() as i64).collect();
     let flat = parts.iter().map(|part| Tensor::cat(part, 0));
     let mut buffer = flat.reduce(|sum, part| sum + part).expect("a rank has a part");

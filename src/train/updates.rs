@@ -15,7 +15,7 @@ use super::state::State;
 use crate::comm::World;
 use crate::config::{Plan, Schedule, ScoreBase};
 use crate::method::{FieldValue, Perturbed, ScoreAt, sampler_field, score_loss, score_loss_and_products};
-use crate::model::Base;
+use crate::model::{Base, SamplerPass};
 use crate::rng::{Generator, Shards, Stream};
 use crate::target::{StartingGaussian, TargetOnPath};
 
@@ -210,18 +210,21 @@ impl<'a> Trainer<'a> {
     ) -> Result<(Update, bool), TrainError> {
         let settings = &self.plan.file.train;
         self.redraw(state.iteration, OF_SAMPLER);
+        let mut evaluations = 0;
         let reduced = self.reduce(|piece| {
             let draw = self.draw(piece, Stream::SamplerUpdate, state.iteration, fraction);
-            let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);
-            let at = self.perturb_for_field(piece, &x0, &draw, state.iteration);
+            let pass = self.networks.sampler.pass(state.sampler.tracked(), &draw.z);
+            let at = self.perturb_for_field(piece, &pass.x0, &draw, state.iteration);
             let network = (&self.networks.score, state.score.frozen());
-            let value = self.field(state, fraction, &x0, &at, &mut |base, wants| {
+            let value = self.field(state, fraction, &pass.x0, &at, &mut |base, wants| {
                 ScoreAt::evaluate(network, &at, base, wants)
             });
-            let (gradient, loss) = self.pull_back(state, &x0, value);
+            evaluations += value.evaluations;
+            let (gradient, loss) = self.pull_back(pass, value);
             let stop = stop_flag(stop, loss.device());
             Part { gradients: vec![gradient], statistics: vec![loss, stop] }
         })?;
+        self.count(state, evaluations);
         let gradient_norm = self.clip_sampler(state, &reduced.gradients[0]);
         finite(state.iteration, "sampler's loss or gradient", &[reduced.statistics[0], gradient_norm])?;
         let step = self.learning_rate(settings.sampler_lr, fraction);
@@ -238,26 +241,29 @@ impl<'a> Trainer<'a> {
     ) -> Result<Round, TrainError> {
         let (settings, section) = (&self.plan.file.train, &self.plan.file.method);
         self.redraw(state.iteration, OF_SAMPLER);
+        let mut evaluations = 0;
         let reduced = self.reduce(|piece| {
             let draw = self.draw(piece, Stream::SamplerUpdate, state.iteration, fraction);
-            let x0 = self.networks.sampler.forward(state.sampler.tracked(), &draw.z);
-            let at = self.perturb_for_field(piece, &x0, &draw, state.iteration);
+            let pass = self.networks.sampler.pass(state.sampler.tracked(), &draw.z);
+            let at = self.perturb_for_field(piece, &pass.x0, &draw, state.iteration);
             let rows = self.global_rows(&at);
             let network = (&self.networks.score, state.score.tracked());
             let mut score_loss = None;
-            let value = self.field(state, fraction, &x0, &at, &mut |base, wants_product| {
+            let value = self.field(state, fraction, &pass.x0, &at, &mut |base, wants_product| {
                 let (loss, score) = score_loss_and_products(section, network, &at, base, rows, wants_product);
                 score_loss = Some(loss);
                 score
             });
             let score_loss = score_loss.expect("every field asks for the score network");
-            let (gradient, loss) = self.pull_back(state, &x0, value);
+            evaluations += value.evaluations;
+            let (gradient, loss) = self.pull_back(pass, value);
             let stop = stop_flag(stop, loss.device());
             Part {
                 gradients: vec![score_loss.gradient, gradient],
                 statistics: vec![score_loss.value, loss, stop],
             }
         })?;
+        self.count(state, evaluations);
         let score_norm = self.clip_score(state, &reduced.gradients[0]);
         let sampler_norm = self.clip_sampler(state, &reduced.gradients[1]);
         finite(state.iteration, "score network's loss or gradient", &[reduced.statistics[0], score_norm])?;
@@ -287,13 +293,11 @@ impl<'a> Trainer<'a> {
         sampler_field(method, &self.target(fraction), network, x0, at, score_at)
     }
 
-    /// Pulls a field at `x0` `[B, …]` back through the sampler: the flat gradient `[P]` and the loss of these
+    /// Pulls a field at the samples of a pass back through the sampler: the flat gradient `[P]` and the loss of these
     /// rows, both divided by the global batch.
-    fn pull_back(&self, state: &mut State, x0: &Tensor, value: FieldValue) -> (Tensor, Tensor) {
+    fn pull_back(&self, pass: SamplerPass, value: FieldValue) -> (Tensor, Tensor) {
         let batch = self.plan.file.train.batch as f64;
-        self.count(state, value.evaluations);
-        let along = (x0 * value.gradient).sum(None) / batch;
-        let (gradient, _) = state.sampler.tracked().gradient(&along, &[]);
+        let gradient = pass.gradient(&(value.gradient / batch));
         (gradient, value.loss.sum(None) / batch)
     }
 

@@ -1,0 +1,131 @@
+//! One pass of a score network through given points, and the products with its Jacobians that training asks for.
+
+use tch::{Kind, Tensor};
+
+use super::kernels::{self, ScoreHead};
+use super::mlp::MlpRecord;
+use super::parameters::Weights;
+use super::score::{Base, HostMlp, ScoreNetwork};
+use crate::comm::memory::{elements, elements_mut};
+
+/// A score network at `x` `[R, …]`: the score there, and what its backward pass needs.
+///
+/// Perceptrons on a CPU make both passes in a few sweeps over memory; other networks, and other devices, leave them to
+/// autograd. Either way it is the derivative of the same function.
+pub struct ScorePass<'w> {
+    /// s_phi(x, sigma), `[R, …]`, a constant.
+    pub score: Tensor,
+    weights: &'w Weights,
+    /// Where the score was taken; follows autograd where that makes the backward pass.
+    x: Tensor,
+    how: How<'w>,
+}
+
+enum How<'w> {
+    /// The score with its graph.
+    Autograd(Tensor),
+    /// With the score but for the target's part.
+    Host { host: HostMlp<'w>, head: ScoreHead, own: Tensor, record: MlpRecord },
+}
+
+impl ScoreNetwork {
+    /// Evaluates the network at `x` `[R, …]`, `sigma` `[R]`, as [`score`](Self::score). `wants_input` says whether
+    /// the gradient at x will be asked for. The base is a constant to it where it is the target's score.
+    pub fn pass<'w>(
+        &'w self,
+        weights: &'w Weights,
+        x: &Tensor,
+        sigma: &Tensor,
+        base: Base,
+        wants_input: bool,
+    ) -> ScorePass<'w> {
+        let x = x.detach();
+        if let (Some(host), true) = (self.host_mlp(), weights.are_on_host() && x.kind() == Kind::Float) {
+            let x = x.contiguous();
+            let head = host.head(base);
+            let (mut own, record) = host.network.record(weights, &host.features(&x, sigma));
+            head.score(elements(&x), elements_mut(&mut own));
+            let score = match base {
+                Base::Start(_) => own.shallow_clone(),
+                Base::Target(target) => &own + target,
+            };
+            return ScorePass { score, weights, x, how: How::Host { host, head, own, record } };
+        }
+        let x = x.set_requires_grad(wants_input);
+        let score = self.score(weights, &x, sigma, base);
+        ScorePass { score: score.detach(), weights, x, how: How::Autograd(score) }
+    }
+}
+
+impl ScorePass<'_> {
+    /// J^T `along`, `along` `[R, …]`, with J the Jacobian with respect to the weights, flat `[P]`, and if
+    /// `wants_input` that with respect to x, `[R, …]`. The weights must be tracked, or plain numbers of the host.
+    pub fn gradient(self, along: &Tensor, wants_input: bool) -> (Tensor, Option<Tensor>) {
+        match self.how {
+            How::Autograd(score) => {
+                let wanted = if wants_input { vec![&self.x] } else { vec![] };
+                let (gradient, mut inputs) = self.weights.gradient(&(score * along).sum(None), &wanted);
+                (gradient, inputs.pop())
+            }
+            How::Host { host, head, own, record } => {
+                let (flat, views) = self.weights.gradient_buffer();
+                let at = (&self.x, &own, wants_input);
+                (flat, host.back(self.weights, (head, record), at, along, Some(&views)))
+            }
+        }
+    }
+
+    /// J^T `along`, both `[R, …]`, with J the Jacobian with respect to x, which the pass was told of.
+    pub fn product(self, along: &Tensor) -> Tensor {
+        match self.how {
+            How::Autograd(score) => {
+                Tensor::run_backward(&[(score * along).sum(None)], &[&self.x], false, false).remove(0)
+            }
+            How::Host { host, head, own, record } => {
+                let input = host.back(self.weights, (head, record), (&self.x, &own, true), along, None);
+                input.expect("the gradient at the input was asked for")
+            }
+        }
+    }
+}
+
+impl HostMlp<'_> {
+    fn head(&self, base: Base) -> ScoreHead {
+        let base = match base {
+            Base::Start(weight) => weight as f32,
+            Base::Target(_) => 0.0,
+        };
+        ScoreHead { affine: self.affine, tail_scaling: self.spec.tail_scaling, base }
+    }
+
+    /// `[R, D] -> [R, 2D + 1]`.
+    fn features(&self, x: &Tensor, sigma: &Tensor) -> Tensor {
+        let (rows, d) = x.size2().expect("an mlp scores vectors");
+        let mut features = Tensor::empty([rows, 2 * d + 1], (Kind::Float, x.device()));
+        let sigma = sigma.contiguous();
+        kernels::score_features(elements(x), elements(&sigma), self.affine, elements_mut(&mut features));
+        features
+    }
+
+    /// Gradients of a scalar whose gradient is `along` at the `score` at `x`, all `[R, D]`: those at the weights to
+    /// `gradient`, if it is given, and returned that at x, if wanted.
+    fn back(
+        &self,
+        weights: &Weights,
+        (head, record): (ScoreHead, MlpRecord),
+        (x, score, wants_input): (&Tensor, &Tensor, bool),
+        along: &Tensor,
+        gradient: Option<&Weights>,
+    ) -> Option<Tensor> {
+        let along = along.contiguous();
+        let mut at_output = along.copy();
+        head.back(elements(x), elements_mut(&mut at_output));
+        let at_features = self.network.backward(weights, record, &at_output, gradient, wants_input)?;
+        let mut input = x.empty_like();
+        head.direct(elements(x), elements(score), elements(&along), elements_mut(&mut input));
+        let d = x.size()[1] as usize;
+        let places = elements_mut(&mut input);
+        kernels::add_through_features(elements(x), elements(&at_features), d, head.affine, places);
+        Some(input)
+    }
+}
