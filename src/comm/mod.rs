@@ -25,7 +25,7 @@ mod control;
 pub(crate) mod device;
 mod exact;
 pub(crate) mod launch;
-mod memory;
+pub(crate) mod memory;
 mod mpi;
 pub(crate) mod nccl;
 mod solo;
