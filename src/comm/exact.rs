@@ -11,6 +11,7 @@
 //! shards: an f32 of at least 2^−33 of the largest loses nothing, and the whole sum is closer to the true one than
 //! a sum in f32, whose first addition alone may be off by 2^−25 of it.
 
+use pulp::Arch;
 use tch::{Device, Kind, Tensor};
 
 use super::memory::{elements, elements_mut};
@@ -170,7 +171,7 @@ fn largest(t: &Tensor) -> f64 {
     match t.kind() {
         Kind::Float => {
             let bits = elements::<f32>(t).iter().map(|value| value.abs().to_bits() as i32);
-            f64::from(f32::from_bits(bits.fold(0, i32::max) as u32))
+            f64::from(f32::from_bits(Arch::new().dispatch(|| bits.fold(0, i32::max)) as u32))
         }
         _ => {
             let bits = elements::<f64>(t).iter().map(|value| value.abs().to_bits() as i64);
@@ -187,7 +188,9 @@ fn add_multiples(t: &Tensor, first: usize, scale: f64, sums: &mut [i64]) {
     match t.kind() {
         Kind::Float => {
             let values = elements::<f32>(t)[first..].iter();
-            sums.iter_mut().zip(values).for_each(|(sum, value)| add(sum, f64::from(*value)));
+            Arch::new().dispatch(|| {
+                sums.iter_mut().zip(values).for_each(|(sum, value)| add(sum, f64::from(*value)));
+            });
         }
         _ => sums.iter_mut().zip(&elements::<f64>(t)[first..]).for_each(|(sum, value)| add(sum, *value)),
     }

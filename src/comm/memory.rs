@@ -6,7 +6,7 @@ use tch::{Device, Tensor, kind};
 ///
 /// # Panics
 /// If the tensor is of another kind, on another device, or not contiguous.
-pub fn elements<T: kind::Element>(tensor: &Tensor) -> &[T] {
+pub(crate) fn elements<T: kind::Element>(tensor: &Tensor) -> &[T] {
     let Some(data) = pointer::<T>(tensor) else { return &[] };
     // SAFETY: a contiguous CPU tensor of this kind owns `numel` initialised elements of `T` from `data` on. The slice
     // borrows the tensor, which keeps the storage alive; nothing writes to it meanwhile, because this rank's only
@@ -15,11 +15,16 @@ pub fn elements<T: kind::Element>(tensor: &Tensor) -> &[T] {
 }
 
 /// As [`elements`], to write to.
-pub fn elements_mut<T: kind::Element>(tensor: &mut Tensor) -> &mut [T] {
+pub(crate) fn elements_mut<T: kind::Element>(tensor: &mut Tensor) -> &mut [T] {
     let Some(data) = pointer::<T>(tensor) else { return &mut [] };
     // SAFETY: as in `elements`, and the tensor is borrowed mutably; other tensors over the same storage are not touched
     // meanwhile, for the same reason.
     unsafe { std::slice::from_raw_parts_mut(data, tensor.numel()) }
+}
+
+/// Whether [`elements`] takes this tensor.
+pub(crate) fn is_plain<T: kind::Element>(tensor: &Tensor) -> bool {
+    tensor.kind() == T::KIND && tensor.device() == Device::Cpu && tensor.is_contiguous()
 }
 
 /// The checked address; libtorch may give an empty tensor none.

@@ -240,3 +240,46 @@ impl HostMlp<'_> {
         x0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, no_grad};
+
+    use super::*;
+    use crate::model::Parameters;
+    use crate::rng::{Generator as Numbers, Stream};
+
+    #[test]
+    fn samples_of_a_pass_and_their_gradient_are_those_of_autograd() {
+        let spec = SamplerSpec {
+            kind: SamplerKind::Mlp,
+            shape: vec![3],
+            latent: 5,
+            width: 16,
+            depth: 2,
+            initial_scale: 2.5,
+            initial_offset: -0.7,
+            initial_gain: 1.0,
+        };
+        let network = SamplerNetwork::new(&spec).unwrap();
+        let parameters = Parameters::initialise(network.layout(), 1, Stream::Parameters, Device::Cpu);
+        let mut numbers = Numbers::new(2, Stream::Data, 0, 0);
+        // The last layer starts at zero, through which no gradient passes.
+        let shift = numbers.normal(&[parameters.count()]) * 0.2;
+        no_grad(|| parameters.flat().shallow_clone().g_add_(&shift));
+        let (z, along) = (numbers.normal(&[40, 5]), numbers.normal(&[40, 3]));
+        let near = |found: &Tensor, expected: &Tensor, what: &str| {
+            let scale = expected.abs().max().double_value(&[]);
+            let error = (found - expected).abs().max().double_value(&[]) / scale;
+            assert!(error < 3e-6, "{what}: {error}"); // f32 rounding of sums over 40 rows and 16 units
+        };
+        let weights = parameters.tracked();
+        let expected = network.forward(weights, &z);
+        assert!(expected.requires_grad(), "tracked weights are autograd's business");
+        let (gradient, _) = weights.gradient(&(&expected * &along).sum(None), &[]);
+        let pass = network.pass(weights, &z);
+        near(&pass.x0, &expected.detach(), "samples");
+        near(&network.forward(parameters.frozen(), &z), &expected.detach(), "samples of frozen weights");
+        near(&pass.gradient(&along), &gradient, "gradient");
+    }
+}

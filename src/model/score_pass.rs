@@ -129,3 +129,98 @@ impl HostMlp<'_> {
         Some(input)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, no_grad};
+
+    use super::*;
+    use crate::config::{ScoreBase, ScoreKind};
+    use crate::model::{Parameters, ScoreSpec, per_row};
+    use crate::rng::{Generator, Stream};
+
+    fn network(tail_scaling: bool, frequencies: i64) -> ScoreNetwork {
+        let spec = ScoreSpec {
+            kind: ScoreKind::Mlp,
+            shape: vec![3],
+            width: 16,
+            depth: 2,
+            scale: 2.5,
+            offset: -0.7,
+            base: ScoreBase::Gaussian,
+            tail_scaling,
+            frequencies,
+            linear_skip: false,
+            noise_scaling: false,
+            starts_as_denoiser: false,
+        };
+        ScoreNetwork::new(&spec).unwrap()
+    }
+
+    /// Weights away from the start, where the last layer is zero and no gradient passes.
+    fn weights_of(network: &ScoreNetwork) -> Parameters {
+        let parameters = Parameters::initialise(network.layout(), 1, Stream::Parameters, Device::Cpu);
+        let shift = Generator::new(3, Stream::Data, 0, 0).normal(&[parameters.count()]) * 0.2;
+        no_grad(|| parameters.flat().shallow_clone().g_add_(&shift));
+        parameters
+    }
+
+    fn assert_near(found: &Tensor, expected: &Tensor, what: &str) {
+        let scale = expected.abs().max().double_value(&[]);
+        let error = (found - expected).abs().max().double_value(&[]) / scale;
+        assert!(error < 3e-6, "{what}: {error}"); // f32 rounding of sums over 40 rows and 16 units
+    }
+
+    #[test]
+    fn score_gradient_and_product_are_those_of_autograd_for_every_head_and_base() {
+        let mut generator = Generator::new(2, Stream::Data, 0, 0);
+        let x = generator.normal(&[40, 3]) * 6.0;
+        let sigma = (generator.uniform(&[40]) + 0.05) * 2.0;
+        let (along, target) = (generator.normal(&[40, 3]), generator.normal(&[40, 3]));
+        // With frequencies a pass is autograd's own.
+        for (tail_scaling, frequencies) in [(false, 0), (true, 0), (true, 2)] {
+            let network = network(tail_scaling, frequencies);
+            assert_eq!(network.host_mlp().is_some(), frequencies == 0);
+            let parameters = weights_of(&network);
+            let weights = parameters.tracked();
+            for base in [Base::Start(1.0), Base::Start(0.3), Base::Start(0.0), Base::Target(&target)] {
+                let what = |part: &str| format!("{part}, tail {tail_scaling}, {base:?}");
+                let leaf = x.detach().set_requires_grad(true);
+                let score = network.score(weights, &leaf, &sigma, base);
+                let (gradient, inputs) = weights.gradient(&(&score * &along).sum(None), &[&leaf]);
+                let pass = network.pass(weights, &x, &sigma, base, true);
+                assert_near(&pass.score, &score.detach(), &what("score"));
+                let (found, input) = pass.gradient(&along, true);
+                assert_near(&found, &gradient, &what("gradient"));
+                assert_near(&input.unwrap(), &inputs[0], &what("gradient at x"));
+                let product = network.pass(parameters.frozen(), &x, &sigma, base, true).product(&along);
+                assert_near(&product, &inputs[0], &what("product"));
+            }
+        }
+    }
+
+    #[test]
+    fn gradient_of_the_denoising_loss_at_the_scores_is_that_of_autograd() {
+        let mut generator = Generator::new(4, Stream::Data, 0, 0);
+        let [x, eps, score] = [(); 3].map(|()| generator.normal(&[40, 3]));
+        let (sigma, row_weights) = (generator.uniform(&[40]) + 0.05, generator.uniform(&[40]));
+        for tail_scaling in [false, true] {
+            let network = network(tail_scaling, 0);
+            let leaf = score.detach().set_requires_grad(true);
+            let mut weight = per_row(&row_weights, &x);
+            if tail_scaling {
+                weight = weight * (((&x + 0.7) / 2.5).square() + 1.0); // 1 + u²
+            }
+            let expected = ((&leaf * per_row(&sigma, &x) + &eps).square() * weight).sum(None);
+            let slope = Tensor::run_backward(&[&expected], &[&leaf], false, false).remove(0);
+            // Doubles take the operations on tensors, f32 the loop over memory.
+            for kind in [Kind::Float, Kind::Double] {
+                let [score, x, eps, sigma, row_weights] =
+                    [&score, &x, &eps, &sigma, &row_weights].map(|t| t.to_kind(kind));
+                let (loss, found) = network.denoising_loss(&score, (&x, &eps, &sigma), &row_weights);
+                assert_near(&loss, &expected.detach(), "loss");
+                assert_near(&found, &slope, "slope");
+            }
+        }
+    }
+}
