@@ -193,7 +193,7 @@ mod tests {
     fn stratified_levels_fall_one_into_each_stratum_of_the_band() {
         let levels = |rows| Generator::new(0, Stream::Data, 0, 0).stratified_levels((0.1, 10.0), rows, 8);
         let quantile = (levels(4..8).log10() + 1.0) / 2.0; // log10 of the band is [−1, 1)
-        let stratum = Vec::<i64>::try_from((quantile * 8.0).floor().to_kind(Kind::Int64)).unwrap();
+        let stratum = Vec::<i64>::try_from((quantile * 8.0).floor().to_kind(tch::Kind::Int64)).unwrap();
         assert_eq!(stratum, [4, 5, 6, 7]);
     }
 

@@ -295,8 +295,9 @@ mod tests {
             let value = f64::from(y) * sigmoid;
             let (found, slope) = silu_and_slope(y);
             assert!((f64::from(found) - value).abs() <= 4e-7 * value.abs(), "{y}");
-            // The slope crosses zero, where its terms cancel.
-            assert!((f64::from(slope) - (sigmoid + value * (1.0 - sigmoid))).abs() < 4e-7, "{y}");
+            // Its second term is y times 1 − sigmoid, of which f32 knows no more than half a unit of 1.
+            let error = (f64::from(slope) - (sigmoid + value * (1.0 - sigmoid))).abs();
+            assert!(error < 1.2e-7 * (1.0 + f64::from(y.abs())), "{y}: {error}");
         }
     }
 }
