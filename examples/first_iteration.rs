@@ -10,7 +10,9 @@
 //!   in the shapes of latents, of samples, and `[B]`;
 //! - `rows.x` `[N, d]` and `rows.y` `[N]`: a regression's training rows with their column of ones, and labels 0 or 1;
 //! - `losses.I` `[2]`, in f64: the last score loss and the sampler's loss of iteration I;
-//! - `after.sampler.*`, `after.score.*`, `after.average.*`: the weights after the last of these iterations.
+//! - `after.sampler.*`, `after.score.*`, `after.average.*`: the weights after the last of these iterations;
+//! - `gradient.sampler.*`, `gradient.score.*`: Adam's running mean of the gradients by then, the last gradient itself
+//!   where `train.*_betas` start with 0.
 //!
 //! Its metadata have the configuration, every default written out, as `config`. Losses and weights are those of the
 //! library's own loop; only the noise, which that loop does not show, is drawn here once more.
@@ -73,6 +75,9 @@ fn main() -> Result<()> {
     tensors.extend(weights("after.sampler", &state.sampler));
     tensors.extend(weights("after.score", &state.score));
     tensors.extend(weights("after.average", &state.average.parameters));
+    let mean = |mean: &Tensor, layout| Parameters::from_flat(layout, mean.copy());
+    tensors.extend(weights("gradient.sampler", &mean(&state.sampler_adam.mean, networks.sampler.layout())));
+    tensors.extend(weights("gradient.score", &mean(&state.score_adam.mean, networks.score.layout())));
 
     let metadata = [("config", plan.to_toml()), ("iterations", arguments.iterations.to_string())];
     WeightsFile::save(&arguments.output, &tensors, &metadata)
