@@ -5,7 +5,7 @@
 
 With RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set, as torchrun sets them, ranks share the global batch by
 DistributedDataParallel: over gloo on CPUs, over NCCL on GPUs; rank 0 prints. `agree.py` shows first that the twin does what
-dft does. (The name: a file time.py would hide Python's own module from its neighbours.)
+dft does.
 
 - iterations_per_second: of `--iterations` iterations after `--warmup`, losses left on the device; dft reads them and the
   gradients' norms after each update, and records them.
