@@ -8,10 +8,12 @@ more than 1e-5, relative.
 The error of a tensor is |found − wanted| / |wanted|, Euclidean norms. Single weights are reported too, relative to the
 largest of their tensor, but are not what decides: Adam's first steps are lr·sign(g), so where a gradient is nothing but the
 rounding of f32, two correct programs may step to different sides. `--double` repeats the iteration in f64, and so shows how
-far dft is from arithmetic without rounding.
+far dft is from arithmetic without rounding. With RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set, ranks share the batch over
+gloo, and each compares.
 """
 
 import argparse
+import os
 import sys
 
 import torch
@@ -26,15 +28,16 @@ MOST = 1e-5
 
 
 class Recorded:
-    """The noise of dft's updates, in their order."""
+    """This rank's part of the noise of dft's updates, in their order."""
 
-    def __init__(self, found, iterations, own_score_updates, kind):
+    def __init__(self, found, iterations, own_score_updates, kind, rank=0, size=1):
         names = []
         for iteration in range(iterations):
             names += [f"noise.{iteration}.score.{update}" for update in range(own_score_updates)]
             names.append(f"noise.{iteration}.sampler")
         parts = ("z", "eps", "sigma")
-        self.draws = iter([tuple(found[f"{name}.{part}"].to(kind) for part in parts) for name in names])
+        own = lambda whole: whole.chunk(size)[rank].to(kind)
+        self.draws = iter([tuple(own(found[f"{name}.{part}"]) for part in parts) for name in names])
 
     def draw(self):
         return next(self.draws)
@@ -72,6 +75,9 @@ class Comparison:
 
 def repeat(path, variant, kind=torch.float32):
     """Compares what the twin makes of the file's noise with what dft made of it."""
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if size > 1:
+        torch.distributed.init_process_group("gloo", rank=rank, world_size=size)
     found, metadata = tensors.read(path)
     config, iterations = settings.parse(metadata["config"]), int(metadata["iterations"])
     rows = (found["rows.x"], found["rows.y"]) if "rows.x" in found else None
@@ -81,11 +87,15 @@ def repeat(path, variant, kind=torch.float32):
     sampler.load_state_dict(tensors.part(found, "before.sampler"))
     score.load_state_dict(tensors.part(found, "before.score"))
     own = config["train"]["score_updates"] - (config["train"]["schedule"] == "simultaneous")
-    noise = Recorded(found, iterations, own, kind)
-    trainer = trainer_class(variant)(config, (sampler.to(kind), score.to(kind)), target, noise, torch.device("cpu"))
+    noise = Recorded(found, iterations, own, kind, rank, size)
+    both = (sampler.to(kind), score.to(kind))
+    trainer = trainer_class(variant)(config, both, target, noise, torch.device("cpu"), is_distributed=size > 1)
     comparison = Comparison()
     for iteration in range(iterations):
-        losses = zip(("score loss", "sampler loss"), trainer.iteration(), found[f"losses.{iteration}"])
+        pair = torch.stack(trainer.iteration())
+        if size > 1:  # each rank has the mean over its own rows
+            torch.distributed.all_reduce(pair)
+        losses = zip(("score loss", "sampler loss"), pair / size, found[f"losses.{iteration}"])
         for what, ours, theirs in losses:
             comparison.add(what, f"iteration {iteration}", ours, theirs)
     for what, network, adam in (("sampler", sampler, trainer.sampler_adam), ("score", score, trainer.score_adam)):
@@ -95,6 +105,8 @@ def repeat(path, variant, kind=torch.float32):
             comparison.add(f"{what} weights", name, parameter.detach(), found[f"after.{what}.{name}"])
     for (name, _), average in zip(sampler.named_parameters(), trainer.average):
         comparison.add("averaged weights", name, average, found[f"after.average.{name}"])
+    if size > 1:
+        torch.distributed.destroy_process_group()
     return comparison
 
 
