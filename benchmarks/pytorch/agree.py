@@ -119,7 +119,7 @@ def main():
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     largest = repeat(options.file, options.variant, torch.float64 if options.double else torch.float32).report()
-    print(f"{options.variant}: largest relative error {largest:.1e}, at most {MOST:.0e} is wanted")
+    print(f"{options.variant}{' in f64' if options.double else ''}: largest relative error {largest:.1e}, at most {MOST:.0e} is wanted")
     sys.exit(0 if largest <= MOST else 1)
 
 
