@@ -66,18 +66,26 @@ impl UNet {
             None => h,
         };
         let w = self.width;
-        let half = shifted(self.enter.forward(weights, x), 0, w).silu();
+        let half = shifted(channels_last(&self.enter.forward(weights, x)), 0, w).silu();
         let half = &half + self.outer.forward(weights, &half).silu();
         let quarter = shifted(self.down.forward(weights, &half), w, 2 * w).silu();
         let code = self.squeeze.forward(weights, &quarter.flatten(1, -1));
         let code = self.middle.forward(weights, &shifted(code, 3 * w, BOTTLENECK).silu()).silu();
-        let expanded = self.expand.forward(weights, &code).view_as(&quarter);
+        let expanded = channels_last(&self.expand.forward(weights, &code).view_as(&quarter));
         let quarter = (quarter + expanded).silu();
         let quarter = self.inner.forward(weights, &quarter).silu();
         let merged = (self.up.forward(weights, &quarter) + &half).silu();
         let merged = &merged + self.merge.forward(weights, &merged).silu();
         self.leave.forward(weights, &merged)
     }
+}
+
+/// The same images `[B, C, H, W]` with a pixel's channels side by side in memory.
+///
+/// Convolutions of such images give such images, and libraries compute theirs so: for others, oneDNN reorders what comes in
+/// and what goes out of every layer.
+fn channels_last(x: &Tensor) -> Tensor {
+    x.permute([0i64, 2, 3, 1]).contiguous().permute([0i64, 3, 1, 2])
 }
 
 /// Biases for the three conditioned places from Fourier features of log sigma.
