@@ -3,11 +3,12 @@
 use std::rc::Rc;
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor, no_grad};
 
 use super::parameters::{Layout, Weights};
 use super::resnet::ResNet;
 use super::unet::UNet;
+use super::unet_product::Passes;
 use crate::config::EnergyKind;
 
 /// All that is needed to rebuild an energy network around its weights.
@@ -22,6 +23,17 @@ pub struct EnergySpec {
     pub shape: [i64; 3],
     /// Noise level of the density that exp(−E) models, in units of pixels.
     pub sigma0: f64,
+}
+
+/// An energy and its derivatives at a batch of images.
+#[derive(Debug)]
+pub struct ByHand {
+    /// `[B]`.
+    pub energy: Tensor,
+    /// `[B, C, H, W]`.
+    pub gradient: Tensor,
+    /// `[B, C, H, W]`, if a direction was given.
+    pub product: Option<Tensor>,
 }
 
 /// An energy network without its weights.
@@ -68,6 +80,33 @@ impl EnergyNetwork {
             }
             Trunk::Resnet(network) => network.forward(weights, x),
         }
+    }
+
+    /// Energy `[B]` and its gradient at `x` `[B, C, H, W]`, both constants; and if a `direction` is given, the product of the
+    /// Hessian with what it makes of the gradient. `None` where that is autograd's business: other networks than the
+    /// U-Net, other devices than a CPU.
+    pub fn by_hand(
+        &self,
+        weights: &Weights,
+        x: &Tensor,
+        direction: Option<&mut dyn FnMut(&Tensor) -> Tensor>,
+    ) -> Option<ByHand> {
+        let Trunk::Unet(network) = &self.trunk else { return None };
+        if !weights.are_on_host() || x.kind() != Kind::Float {
+            return None;
+        }
+        // With r = x − f(x): E = |r|²/2, ∇E = r − J^T r, and its derivative along v with r moving by v − J v.
+        let scale = self.spec.sigma0.powi(-2);
+        let mut passes = Passes::new(network, weights);
+        let residual = no_grad(|| x - passes.forward(x));
+        let energy = residual.square().flatten(1, -1).sum_dim_intlist(1i64, false, None) * (0.5 * scale);
+        let gradient = (&residual - passes.adjoint(&residual)) * scale;
+        let product = direction.map(|direction| {
+            let v = direction(&gradient).detach();
+            let change = &v - passes.tangent(&v);
+            (&change - passes.tangent_of_adjoint(&change)) * scale
+        });
+        Some(ByHand { energy, gradient, product })
     }
 
     /// Gradient of the energy with respect to `x` (a leaf that requires a gradient), same shape; with

@@ -91,6 +91,39 @@ pub fn multiply(a: &mut [f32], b: &[f32]) {
     Arch::new().dispatch(|| a.iter_mut().zip(b).for_each(|(a, b)| *a *= b));
 }
 
+/// Writes SiLU(z) to `value` and its first and second derivatives to the pair, all of the size of `z`.
+pub fn silu_with_derivatives(z: &[f32], value: &mut [f32], (slope, curvature): (&mut [f32], &mut [f32])) {
+    let places = value.iter_mut().zip(slope).zip(curvature);
+    Arch::new().dispatch(|| {
+        for (z, ((value, slope), curvature)) in z.iter().zip(places) {
+            let sigmoid = 1.0 / (1.0 + exp(-z));
+            let change = sigmoid * (1.0 - sigmoid);
+            *value = z * sigmoid;
+            *slope = sigmoid + z * change;
+            *curvature = change * (2.0 + z * (1.0 - 2.0 * sigmoid));
+        }
+    });
+}
+
+/// Writes a·b to `product` and replaces `c` by a·c.
+pub fn two_products(a: &[f32], b: &[f32], c: &mut [f32], product: &mut [f32]) {
+    Arch::new().dispatch(|| {
+        for ((a, b), (c, product)) in a.iter().zip(b).zip(c.iter_mut().zip(product)) {
+            *product = a * b;
+            *c *= a;
+        }
+    });
+}
+
+/// Writes a·b + c to `sum`.
+pub fn multiply_add(a: &[f32], b: &[f32], c: &[f32], sum: &mut [f32]) {
+    Arch::new().dispatch(|| {
+        for ((a, b), (c, sum)) in a.iter().zip(b).zip(c.iter().zip(sum)) {
+            *sum = a * b + c;
+        }
+    });
+}
+
 /// Where and how far samples lie: u = (x − offset)/scale.
 #[derive(Debug, Clone, Copy)]
 pub struct Affine {

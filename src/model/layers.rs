@@ -69,7 +69,17 @@ impl Linear {
 
     /// `[B, inputs] -> [B, outputs]`.
     pub fn forward(&self, weights: &Weights, x: &Tensor) -> Tensor {
-        x.linear(&weights[self.weight], Some(&weights[self.bias]))
+        self.apply(weights, x, true)
+    }
+
+    /// As [`forward`](Self::forward), or without its bias: what the layer makes of a change of `x`.
+    pub fn apply(&self, weights: &Weights, x: &Tensor, has_bias: bool) -> Tensor {
+        x.linear(&weights[self.weight], has_bias.then(|| &weights[self.bias]))
+    }
+
+    /// The adjoint of the map without its bias, `[B, outputs] -> [B, inputs]`.
+    pub fn adjoint(&self, weights: &Weights, y: &Tensor) -> Tensor {
+        y.mm(&weights[self.weight])
     }
 }
 
@@ -157,9 +167,23 @@ impl Conv {
 
     /// `[B, C, H, W] -> [B, C', H', W']`.
     pub fn forward(&self, weights: &Weights, x: &Tensor) -> Tensor {
-        let (weight, bias) = (&weights[self.weight], self.bias.map(|slot| &weights[slot]));
+        self.apply(weights, x, true)
+    }
+
+    /// As [`forward`](Self::forward), or without its bias: what the layer makes of a change of `x`.
+    pub fn apply(&self, weights: &Weights, x: &Tensor, has_bias: bool) -> Tensor {
+        let bias = self.bias.filter(|_| has_bias).map(|slot| &weights[slot]);
+        self.convolve(&weights[self.weight], bias, x, self.transposed)
+    }
+
+    /// The adjoint of the map without its bias, `[B, C', H', W'] -> [B, C, H, W]`, where the stride divides H and W.
+    pub fn adjoint(&self, weights: &Weights, y: &Tensor) -> Tensor {
+        self.convolve(&weights[self.weight], None, y, !self.transposed)
+    }
+
+    fn convolve(&self, weight: &Tensor, bias: Option<&Tensor>, x: &Tensor, transposed: bool) -> Tensor {
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        if self.transposed {
+        if transposed {
             x.conv_transpose2d(weight, bias, stride, padding, [0i64; 2], 1, [1i64; 2])
         } else {
             x.conv2d(weight, bias, stride, padding, [1i64; 2], 1)

@@ -15,9 +15,10 @@ mod sampler;
 mod score;
 mod score_pass;
 mod unet;
+mod unet_product;
 mod weights_file;
 
-pub use energy::{EnergyNetwork, EnergySpec};
+pub use energy::{ByHand, EnergyNetwork, EnergySpec};
 pub use layers::{Init, per_row};
 pub use lenet::LeNet;
 pub use parameters::{Layout, Parameters, Slot, Weights};

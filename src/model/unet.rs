@@ -14,16 +14,16 @@ use super::parameters::{Layout, Weights};
 /// layer starts at zero, so a conditional copy of an unconditional network starts as the same function.
 #[derive(Debug)]
 pub struct UNet {
-    enter: Conv,
-    outer: Conv,
-    down: Conv,
-    squeeze: Linear,
-    middle: Linear,
-    expand: Linear,
-    inner: Conv,
-    up: Conv,
-    merge: Conv,
-    leave: Conv,
+    pub(super) enter: Conv,
+    pub(super) outer: Conv,
+    pub(super) down: Conv,
+    pub(super) squeeze: Linear,
+    pub(super) middle: Linear,
+    pub(super) expand: Linear,
+    pub(super) inner: Conv,
+    pub(super) up: Conv,
+    pub(super) merge: Conv,
+    pub(super) leave: Conv,
     noise: Option<NoiseEmbedding>,
     width: i64,
 }
@@ -84,7 +84,7 @@ impl UNet {
 ///
 /// Convolutions of such images give such images, and libraries compute theirs so: for others, oneDNN reorders what comes in
 /// and what goes out of every layer.
-fn channels_last(x: &Tensor) -> Tensor {
+pub(super) fn channels_last(x: &Tensor) -> Tensor {
     x.permute([0i64, 2, 3, 1]).contiguous().permute([0i64, 3, 1, 2])
 }
 

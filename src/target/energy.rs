@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use tch::{Device, Tensor};
+use tch::{Device, Tensor, no_grad};
 
-use super::{Target, TargetError};
-use crate::model::{EnergyNetwork, EnergySpec, Parameters, WeightsFile};
+use super::{Target, TargetError, score_and_product_by_autograd, score_by_autograd};
+use crate::model::{ByHand, EnergyNetwork, EnergySpec, Parameters, WeightsFile};
 
 /// The density exp(−E) of an energy network with fixed weights.
 #[derive(Debug)]
@@ -50,5 +50,33 @@ impl Target for EnergyTarget {
 
     fn log_density(&self, x: &Tensor) -> Tensor {
         -self.network.energy(self.parameters.frozen(), x)
+    }
+
+    fn score(&self, x: &Tensor) -> Tensor {
+        match self.network.by_hand(self.parameters.frozen(), &x.detach(), None) {
+            Some(by_hand) => -by_hand.gradient,
+            None => score_by_autograd(self, x),
+        }
+    }
+
+    fn log_density_and_score(&self, x: &Tensor) -> (Tensor, Tensor) {
+        match self.network.by_hand(self.parameters.frozen(), &x.detach(), None) {
+            Some(by_hand) => (-by_hand.energy, -by_hand.gradient),
+            None => (no_grad(|| self.log_density(x)), score_by_autograd(self, x)),
+        }
+    }
+
+    fn score_and_product(
+        &self,
+        x: &Tensor,
+        direction: &mut dyn FnMut(&Tensor) -> Tensor,
+    ) -> (Tensor, Tensor) {
+        let mut along = |gradient: &Tensor| direction(&-gradient);
+        match self.network.by_hand(self.parameters.frozen(), &x.detach(), Some(&mut along)) {
+            Some(ByHand { gradient, product, .. }) => {
+                (-gradient, -product.expect("the product was asked for"))
+            }
+            None => score_and_product_by_autograd(self, x, direction),
+        }
     }
 }

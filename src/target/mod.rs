@@ -59,9 +59,7 @@ pub trait Target {
 
     /// s_q(x) = ∇ log q(x), the shape of `x`, as a constant.
     fn score(&self, x: &Tensor) -> Tensor {
-        let x = x.detach().set_requires_grad(true);
-        let total = self.log_density(&x).sum(None);
-        Tensor::run_backward(&[total], &[&x], false, false).remove(0)
+        score_by_autograd(self, x)
     }
 
     /// [`log_density`](Self::log_density) and [`score`](Self::score) at `x`, both as constants: one pass where a
@@ -80,12 +78,7 @@ pub trait Target {
         x: &Tensor,
         direction: &mut dyn FnMut(&Tensor) -> Tensor,
     ) -> (Tensor, Tensor) {
-        let x = x.detach().set_requires_grad(true);
-        let total = self.log_density(&x).sum(None);
-        let score = Tensor::run_backward(&[total], &[&x], true, true).remove(0);
-        let along = (&score * direction(&score.detach())).sum(None);
-        let product = Tensor::run_backward(&[along], &[&x], false, false).remove(0);
-        (score.detach(), product)
+        score_and_product_by_autograd(self, x, direction)
     }
 
     /// Draws the mini-batches that evaluations use from here on, where the target is a sum over data and estimates
@@ -114,4 +107,25 @@ pub trait Target {
     fn exact_samples(&self, _generator: &mut Generator, _rows: i64) -> Option<Tensor> {
         None
     }
+}
+
+/// [`Target::score`] of any log-density that autograd can follow.
+fn score_by_autograd(target: &(impl Target + ?Sized), x: &Tensor) -> Tensor {
+    let x = x.detach().set_requires_grad(true);
+    let total = target.log_density(&x).sum(None);
+    Tensor::run_backward(&[total], &[&x], false, false).remove(0)
+}
+
+/// [`Target::score_and_product`] of any log-density that autograd can follow twice.
+fn score_and_product_by_autograd(
+    target: &(impl Target + ?Sized),
+    x: &Tensor,
+    direction: &mut dyn FnMut(&Tensor) -> Tensor,
+) -> (Tensor, Tensor) {
+    let x = x.detach().set_requires_grad(true);
+    let total = target.log_density(&x).sum(None);
+    let score = Tensor::run_backward(&[total], &[&x], true, true).remove(0);
+    let along = (&score * direction(&score.detach())).sum(None);
+    let product = Tensor::run_backward(&[along], &[&x], false, false).remove(0);
+    (score.detach(), product)
 }
