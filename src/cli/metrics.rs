@@ -310,9 +310,9 @@ pub fn draw_points(
     sigma: f64,
     device: Device,
 ) -> Tensor {
-    let parts: Vec<Tensor> =
-        chunks(rows).map(|at| draw_samples(network, parameters, seed, at, sigma, device)).collect();
-    Tensor::cat(&parts, 0)
+    let all: Vec<(u64, i64)> = chunks(rows).collect();
+    let of_pass = |pass: &[(u64, i64)]| draw_together(network, parameters, seed, pass, sigma, device);
+    Tensor::cat(&all.chunks(chunks_of_a_pass(network)).map(of_pass).collect::<Vec<_>>(), 0)
 }
 
 /// The noise that makes samples of a finished run exact: the level that training ends at if it is a single
@@ -330,16 +330,41 @@ pub fn draw_samples(
     network: &SamplerNetwork,
     parameters: &Parameters,
     seed: u64,
-    (chunk, rows): (u64, i64),
+    chunk: (u64, i64),
     sigma: f64,
     device: Device,
 ) -> Tensor {
-    let mut generator = Generator::new(seed, Stream::Evaluation, 0, chunk);
-    let z = generator.normal(&network.latent_shape(rows)).to_device(device);
+    draw_together(network, parameters, seed, &[chunk], sigma, device)
+}
+
+/// Chunks of samples that one pass through the network makes, where they are all drawn in one place: a chunk is too few
+/// rows for a perceptron to be fast, and of images more take too much memory.
+pub fn chunks_of_a_pass(network: &SamplerNetwork) -> usize {
+    let dimension: i64 = network.spec().shape.iter().product();
+    (3200 / dimension).clamp(1, 64) as usize
+}
+
+/// Samples of several chunks in one pass, one chunk after the other. Their noise is that of [`draw_samples`]; a last digit may
+/// depend on how many chunks are drawn together.
+pub fn draw_together(
+    network: &SamplerNetwork,
+    parameters: &Parameters,
+    seed: u64,
+    chunks: &[(u64, i64)],
+    sigma: f64,
+    device: Device,
+) -> Tensor {
+    let noise = |&(chunk, rows): &(u64, i64)| {
+        let mut generator = Generator::new(seed, Stream::Evaluation, 0, chunk);
+        let z = generator.normal(&network.latent_shape(rows));
+        let shape = [&[rows], network.spec().shape.as_slice()].concat();
+        (z, (sigma != 0.0).then(|| generator.normal(&shape)))
+    };
+    let (z, eps): (Vec<Tensor>, Vec<Option<Tensor>>) = chunks.iter().map(noise).unzip();
+    let z = Tensor::cat(&z, 0).to_device(device);
     let x0 = no_grad(|| network.forward(parameters.frozen(), &z));
-    if sigma == 0.0 {
-        return x0;
+    match eps.into_iter().collect::<Option<Vec<Tensor>>>() {
+        Some(eps) => x0 + Tensor::cat(&eps, 0).to_device(device) * sigma,
+        None => x0,
     }
-    let eps = generator.normal(&x0.size()).to_device(device);
-    x0 + eps * sigma
 }

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::arguments::{CorrectionKernel, Sample};
 use super::corrections::{CorrectionTarget, Corrections, Spent};
-use super::metrics::draw_samples;
+use super::metrics::{chunks_of_a_pass, draw_together};
 use super::progress::Progress;
 use super::session::{Exit, Session};
 use crate::comm::World;
@@ -183,16 +183,18 @@ fn draw(
     let is_long = arguments.number.saturating_mul(1 + steps) > MANY;
     let mut progress = Progress::new("sample", 0, arguments.number, is_long);
     let (mut parts, mut spent, mut done) = (vec![], Spent::default(), 0);
-    for (chunk, rows) in chunks(arguments.number as i64) {
-        let at = (chunk, rows);
-        let mut x =
-            draw_samples(&sampler.network, &sampler.parameters, arguments.seed, at, sigma, world.device);
-        if let Some(corrections) = corrections {
-            let corrected = corrections.apply(&x, steps, chunk)?;
+    let all: Vec<(u64, i64)> = chunks(arguments.number as i64).collect();
+    // Chains belong to a chunk, as their noise does.
+    let at_once = if corrections.is_some() { 1 } else { chunks_of_a_pass(&sampler.network) };
+    for pass in all.chunks(at_once) {
+        let (network, parameters) = (&sampler.network, &sampler.parameters);
+        let mut x = draw_together(network, parameters, arguments.seed, pass, sigma, world.device);
+        if let (Some(corrections), [(chunk, _)]) = (corrections, pass) {
+            let corrected = corrections.apply(&x, steps, *chunk)?;
             spent.add(&corrected);
             x = corrected.samples;
         }
-        done += rows as u64;
+        done += pass.iter().map(|(_, rows)| *rows as u64).sum::<u64>();
         progress.set(done, String::new);
         parts.push(sampler.to_original(&x).to_device(Device::Cpu));
     }

@@ -164,15 +164,17 @@ pub fn score_features(x: &[f32], sigma: &[f32], affine: Affine, features: &mut [
 /// `gradient`.
 pub fn add_through_features(x: &[f32], along: &[f32], d: usize, affine: Affine, gradient: &mut [f32]) {
     let rows = x.chunks_exact(d).zip(along.chunks_exact(2 * d + 1)).zip(gradient.chunks_exact_mut(d));
-    for ((x, along), gradient) in rows {
-        let (near, far) = (&along[..d], &along[d..2 * d]);
-        for (((x, near), far), gradient) in x.iter().zip(near).zip(far).zip(gradient) {
-            let u = affine.scaled(*x);
-            let near = near / (u * u + 1.0).sqrt();
-            let far = far * (5.0 / 3.0) / (25.0 * u * u + 1.0).sqrt();
-            *gradient += (near + far) / affine.scale;
+    Arch::new().dispatch(|| {
+        for ((x, along), gradient) in rows {
+            let (near, far) = (&along[..d], &along[d..2 * d]);
+            for (((x, near), far), gradient) in x.iter().zip(near).zip(far).zip(gradient) {
+                let u = affine.scaled(*x);
+                let near = near / (u * u + 1.0).sqrt();
+                let far = far * (5.0 / 3.0) / (25.0 * u * u + 1.0).sqrt();
+                *gradient += (near + far) / affine.scale;
+            }
         }
-    }
+    });
 }
 
 /// How a score comes from a perceptron's output: s = D·output/scale − base·u/scale, D = 1 or 1/sqrt(1 + u²).
@@ -266,12 +268,14 @@ pub fn denoising_loss(
 pub fn samples(affine: Affine, z: &[f32], latent: usize, output: &[f32], x0: &mut [f32]) {
     let d = x0.len() / (z.len() / latent);
     let rows = x0.chunks_exact_mut(d).zip(z.chunks_exact(latent)).zip(output.chunks_exact(2 * d));
-    for ((x0, z), output) in rows {
-        let (shift, gate) = output.split_at(d);
-        for (((x0, z), shift), gate) in x0.iter_mut().zip(z).zip(shift).zip(gate) {
-            *x0 = (z * exp(*gate) + shift) * affine.scale + affine.offset;
+    Arch::new().dispatch(|| {
+        for ((x0, z), output) in rows {
+            let (shift, gate) = output.split_at(d);
+            for (((x0, z), shift), gate) in x0.iter_mut().zip(z).zip(shift).zip(gate) {
+                *x0 = (z * exp(*gate) + shift) * affine.scale + affine.offset;
+            }
         }
-    }
+    });
 }
 
 /// The gradient at the output `[B, 2D]` of [`samples`] of a scalar whose gradient at x0 `[B, D]` is `along`, in place of the
@@ -279,13 +283,15 @@ pub fn samples(affine: Affine, z: &[f32], latent: usize, output: &[f32], x0: &mu
 pub fn samples_back(affine: Affine, z: &[f32], latent: usize, along: &[f32], output: &mut [f32]) {
     let d = along.len() / (z.len() / latent);
     let rows = along.chunks_exact(d).zip(z.chunks_exact(latent)).zip(output.chunks_exact_mut(2 * d));
-    for ((along, z), output) in rows {
-        let (shift, gate) = output.split_at_mut(d);
-        for (((along, z), shift), gate) in along.iter().zip(z).zip(shift).zip(gate) {
-            *shift = along * affine.scale;
-            *gate = *shift * z * exp(*gate);
+    Arch::new().dispatch(|| {
+        for ((along, z), output) in rows {
+            let (shift, gate) = output.split_at_mut(d);
+            for (((along, z), shift), gate) in along.iter().zip(z).zip(shift).zip(gate) {
+                *shift = along * affine.scale;
+                *gate = *shift * z * exp(*gate);
+            }
         }
-    }
+    });
 }
 
 #[cfg(test)]
