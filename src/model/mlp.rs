@@ -138,7 +138,7 @@ mod tests {
             let mut generator = Generator::new(0, Stream::Data, 0, 0);
             // The last layer starts at zero, through which no gradient passes.
             let shift = generator.normal(&[parameters.count()]) * 0.1;
-            no_grad(|| parameters.flat().shallow_clone().g_add_(&shift));
+            let _ = no_grad(|| parameters.flat().shallow_clone().g_add_(&shift));
             let x = (generator.normal(&[37, 5]) * 2.0).set_requires_grad(true);
             let along = generator.normal(&[37, 3]);
 

@@ -2,6 +2,10 @@
 //! their values in one flat buffer, and a network's `forward` takes the weights it should use. So the
 //! same network runs with trained, averaged or frozen weights, and Adam, EMA, clipping, the all-reduce,
 //! checksum and checkpoint each act on one tensor.
+//!
+//! What training asks of a network is a *pass*: its values at some points, and then one product with its Jacobian
+//! ([`ScorePass`], [`SamplerPass`]). Autograd answers for every network on every device; on a CPU perceptrons, and the
+//! energy of a U-Net, have their passes by hand, because there the calls cost as much as the arithmetic.
 
 mod energy;
 mod generator;

@@ -266,7 +266,7 @@ mod tests {
         let mut numbers = Numbers::new(2, Stream::Data, 0, 0);
         // The last layer starts at zero, through which no gradient passes.
         let shift = numbers.normal(&[parameters.count()]) * 0.2;
-        no_grad(|| parameters.flat().shallow_clone().g_add_(&shift));
+        let _ = no_grad(|| parameters.flat().shallow_clone().g_add_(&shift));
         let (z, along) = (numbers.normal(&[40, 5]), numbers.normal(&[40, 3]));
         let near = |found: &Tensor, expected: &Tensor, what: &str| {
             let scale = expected.abs().max().double_value(&[]);

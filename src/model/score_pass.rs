@@ -161,7 +161,7 @@ mod tests {
     fn weights_of(network: &ScoreNetwork) -> Parameters {
         let parameters = Parameters::initialise(network.layout(), 1, Stream::Parameters, Device::Cpu);
         let shift = Generator::new(3, Stream::Data, 0, 0).normal(&[parameters.count()]) * 0.2;
-        no_grad(|| parameters.flat().shallow_clone().g_add_(&shift));
+        let _ = no_grad(|| parameters.flat().shallow_clone().g_add_(&shift));
         parameters
     }
 
