@@ -15,7 +15,7 @@ fn exp(x: f32) -> f32 {
     // ln 2 in two parts, so that n times the first is exact.
     const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
     const POLYNOMIAL: [f32; 6] =
-        [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1];
+        [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5];
     let x = x.clamp(-87.0, 87.0);
     let rounded = x * std::f32::consts::LOG2_E + ROUND;
     let n = rounded - ROUND;
@@ -46,7 +46,7 @@ fn ln(y: f64) -> f64 {
     for odd in [13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
         series = series * square + 1.0 / odd;
     }
-    e * std::f64::consts::LN_2 + 2.0 * s * series + (y - y)
+    e * std::f64::consts::LN_2 + 2.0 * s * series + 0.0 * y
 }
 
 /// The inverse hyperbolic sine, ±ln(|u| + sqrt(u² + 1)), in f64 so that small |u| lose nothing to cancellation.

@@ -209,7 +209,7 @@ mod tests {
             let leaf = score.detach().set_requires_grad(true);
             let mut weight = per_row(&row_weights, &x);
             if tail_scaling {
-                weight = weight * (((&x + 0.7) / 2.5).square() + 1.0); // 1 + u²
+                weight *= ((&x + 0.7) / 2.5).square() + 1.0; // 1 + u²
             }
             let expected = ((&leaf * per_row(&sigma, &x) + &eps).square() * weight).sum(None);
             let slope = Tensor::run_backward(&[&expected], &[&leaf], false, false).remove(0);
