@@ -39,15 +39,15 @@ import subprocess
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# Fitted to f32 on 2 ranks of one host through shared memory, 2026-11-22, two busy cores of an Intel Xeon.
-LATENCY_US, BANDWIDTH_GB = 1.8, 3.5
+# Fitted to f32 on 2 ranks of one host through shared memory, 2026-11-22, two cores of an Intel Xeon.
+LATENCY_US, BANDWIDTH_GB = 1.5, 3.85
 
 # Seconds of computing and of updating in an iteration of one rank with one thread, rows of the batch, and the bytes of its
 # all-reduces, by `dft train CONFIG --rehearse 1 --set compute.threads=1`: the least of five, there and then.
 ITERATIONS = {
-    "planar, MLP of 3 x 128": {"computing": 12.5e-3, "updating": 0.28e-3, "batch": 512, "bytes": [136_200, 274_900]},
-    "covertype, 56 unknowns, MLP of 3 x 256": {"computing": 9.0e-3, "updating": 1.7e-3, "batch": 128, "bytes": [700_600, 1_401_200]},
-    "mnist, U-Net of width 24": {"computing": 117.6e-3, "updating": 4.0e-3, "batch": 48, "bytes": [5_560_000]},
+    "planar, MLP of 3 x 128": {"computing": 8.1e-3, "updating": 0.23e-3, "batch": 512, "bytes": [136_200] * 5 + [135_700]},
+    "logistic, 56 unknowns, MLP of 3 x 256": {"computing": 82.2e-3, "updating": 1.2e-3, "batch": 1024, "bytes": [700_600] * 5 + [699_800]},
+    "mnist, U-Net of width 24": {"computing": 185.5e-3, "updating": 2.3e-3, "batch": 128, "bytes": [5_574_600]},
 }
 
 
