@@ -207,10 +207,9 @@ mod tests {
         for tail_scaling in [false, true] {
             let network = network(tail_scaling, 0);
             let leaf = score.detach().set_requires_grad(true);
-            let mut weight = per_row(&row_weights, &x);
-            if tail_scaling {
-                weight *= ((&x + 0.7) / 2.5).square() + 1.0; // 1 + u²
-            }
+            let weight = per_row(&row_weights, &x);
+            let coordinates = if tail_scaling { ((&x + 0.7) / 2.5).square() + 1.0 } else { x.ones_like() }; // 1 + u²
+            let weight = weight * coordinates;
             let expected = ((&leaf * per_row(&sigma, &x) + &eps).square() * weight).sum(None);
             let slope = Tensor::run_backward(&[&expected], &[&leaf], false, false).remove(0);
             // Doubles take the operations on tensors, f32 the loop over memory.
