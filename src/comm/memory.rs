@@ -8,17 +8,17 @@ use tch::{Device, Tensor, kind};
 /// If the tensor is of another kind, on another device, or not contiguous.
 pub(crate) fn elements<T: kind::Element>(tensor: &Tensor) -> &[T] {
     let Some(data) = pointer::<T>(tensor) else { return &[] };
-    // SAFETY: a contiguous CPU tensor of this kind owns `numel` initialised elements of `T` from `data` on. The slice
-    // borrows the tensor, which keeps the storage alive; nothing writes to it meanwhile, because this rank's only
-    // thread of tensor work is the one that holds the slice.
+    // SAFETY: a contiguous CPU tensor of this kind owns `numel` elements of `T` from `data` on, numbers of which every bit
+    // pattern is one. The slice borrows the tensor, which keeps the storage alive; nothing writes to it meanwhile, because
+    // this rank's only thread of tensor work is the one that holds the slice.
     unsafe { std::slice::from_raw_parts(data, tensor.numel()) }
 }
 
 /// As [`elements`], to write to.
 pub(crate) fn elements_mut<T: kind::Element>(tensor: &mut Tensor) -> &mut [T] {
     let Some(data) = pointer::<T>(tensor) else { return &mut [] };
-    // SAFETY: as in `elements`, and the tensor is borrowed mutably; other tensors over the same storage are not touched
-    // meanwhile, for the same reason.
+    // SAFETY: as in `elements`, and callers write the memory of a new tensor before they read it; the tensor is borrowed
+    // mutably, and other tensors over the same storage are not touched meanwhile, for the same reason.
     unsafe { std::slice::from_raw_parts_mut(data, tensor.numel()) }
 }
 

@@ -8,7 +8,8 @@ use crate::comm::{CommError, World};
 pub(super) const CHUNK: i64 = 100;
 
 /// Splits `rows` into fixed chunks: (chunk number, rows) of each. Noise belongs to a chunk, so whoever draws the
-/// same chunks draws the same samples.
+/// same chunks draws the same noise, and the same samples but for a last digit that may depend on how many chunks go through
+/// the network together.
 pub fn chunks(rows: i64) -> impl Iterator<Item = (u64, i64)> {
     (0..(rows + CHUNK - 1) / CHUNK).map(move |chunk| (chunk as u64, CHUNK.min(rows - chunk * CHUNK)))
 }

@@ -1,4 +1,4 @@
-//! Elementwise passes over plain memory for perceptrons on a CPU: each does in one sweep what takes a handful of tensor
+//! Elementwise passes over plain memory for perceptrons and U-Nets on a CPU: each does in one sweep what takes a handful of tensor
 //! operations, whose calls cost more than their arithmetic at the sizes of low-dimensional experiments.
 //!
 //! Written as loops that the compiler vectorises, for the widest instructions that the processor has ([`pulp`]). Nothing is
@@ -54,6 +54,12 @@ fn ln(y: f64) -> f64 {
 fn asinh(u: f32) -> f32 {
     let a = f64::from(u.abs());
     (ln(a + (a * a + 1.0).sqrt()) as f32).copysign(u)
+}
+
+/// e^gate, and infinity where f32 has nothing larger: a sampler that diverges is to be seen.
+#[inline(always)]
+fn gain(gate: f32) -> f32 {
+    if gate > 88.0 { f32::INFINITY } else { exp(gate) }
 }
 
 /// SiLU, y sigmoid(y), and its derivative.
@@ -272,7 +278,7 @@ pub fn samples(affine: Affine, z: &[f32], latent: usize, output: &[f32], x0: &mu
         for ((x0, z), output) in rows {
             let (shift, gate) = output.split_at(d);
             for (((x0, z), shift), gate) in x0.iter_mut().zip(z).zip(shift).zip(gate) {
-                *x0 = (z * exp(*gate) + shift) * affine.scale + affine.offset;
+                *x0 = (z * gain(*gate) + shift) * affine.scale + affine.offset;
             }
         }
     });
@@ -288,7 +294,7 @@ pub fn samples_back(affine: Affine, z: &[f32], latent: usize, along: &[f32], out
             let (shift, gate) = output.split_at_mut(d);
             for (((along, z), shift), gate) in along.iter().zip(z).zip(shift).zip(gate) {
                 *shift = along * affine.scale;
-                *gate = *shift * z * exp(*gate);
+                *gate = *shift * z * gain(*gate);
             }
         }
     });
@@ -310,7 +316,8 @@ mod tests {
             assert!((f64::from(exp(x)) / expected - 1.0).abs() < 2.0 * 1.2e-7, "{x}");
         }
         assert_eq!((exp(0.0), exp(200.0)), (1.0, exp(87.0)));
-        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(f32::NAN).is_nan() && gain(f32::NAN).is_nan());
+        assert_eq!((gain(1.0), gain(89.0)), (exp(1.0), f32::INFINITY));
         assert!(exp(-200.0) < 2e-38);
     }
 
