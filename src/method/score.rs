@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::perturb::Perturbed;
 use crate::config::{MethodSection, ScoreWeight};
-use crate::model::{Base, ScoreNetwork, ScorePass, Weights, per_row};
+use crate::model::{Base, ScoreNetwork, Weights, per_row};
 
 /// The score network at perturbed samples.
 #[derive(Debug)]
@@ -97,7 +97,7 @@ pub fn score_loss_and_products(
     wants_product: bool,
 ) -> (ScoreLoss, ScoreAt) {
     let has_product = wants_product && !network.spec().tail_scaling;
-    let pass: ScorePass = network.pass(weights, &at.x, &at.sigma, base, has_product);
+    let pass = network.pass(weights, &at.x, &at.sigma, base, has_product);
     let score = pass.score.shallow_clone();
     let row_weights = weights_of_rows(section, &at.sigma, global_rows);
     let (value, slope) = network.denoising_loss(&score, (&at.x, &at.eps, &at.sigma), &row_weights);

@@ -127,6 +127,7 @@ mod tests {
 
     use super::*;
     use crate::model::Parameters;
+    use crate::model::check::{assert_near, shift};
     use crate::rng::{Generator, Stream};
 
     #[test]
@@ -136,9 +137,7 @@ mod tests {
             let network = Mlp::new(&mut layout, "f", [5, 3], (24, depth), 1.5);
             let parameters = Parameters::initialise(&Rc::new(layout), 1, Stream::Parameters, Device::Cpu);
             let mut generator = Generator::new(0, Stream::Data, 0, 0);
-            // The last layer starts at zero, through which no gradient passes.
-            let shift = generator.normal(&[parameters.count()]) * 0.1;
-            let _ = no_grad(|| parameters.flat().shallow_clone().g_add_(&shift));
+            shift(&parameters, &(generator.normal(&[parameters.count()]) * 0.1));
             let x = (generator.normal(&[37, 5]) * 2.0).set_requires_grad(true);
             let along = generator.normal(&[37, 3]);
 
@@ -149,9 +148,7 @@ mod tests {
             let weights = parameters.frozen();
             let near = |found: &Tensor, expected: &Tensor, what: &str| {
                 // f32 rounding of sums over 37 rows and 24 units.
-                let scale = expected.abs().max().double_value(&[]);
-                let error = (found - expected).abs().max().double_value(&[]) / scale;
-                assert!(error < 2e-6, "{what} at depth {depth}: {error}");
+                assert_near(found, expected, 2e-6, &format!("{what} at depth {depth}"));
             };
             near(&network.answer(weights, &x.detach()), &expected.detach(), "answer");
             let (found, record) = network.record(weights, &x.detach());

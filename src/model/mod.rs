@@ -7,6 +7,8 @@
 //! ([`ScorePass`], [`SamplerPass`]). Autograd answers for every network on every device; on a CPU perceptrons, and the
 //! energy of a U-Net, have their passes by hand, because there the calls cost as much as the arithmetic.
 
+#[cfg(test)]
+mod check;
 mod energy;
 mod generator;
 mod kernels;

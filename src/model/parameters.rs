@@ -8,6 +8,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use super::layers::Init;
 use super::weights_file::{COORDINATES, WeightsError, WeightsFile};
+use crate::comm::memory::is_plain;
 use crate::rng::{Generator, Stream};
 
 /// Handle of one parameter, given out by [`Layout::add`].
@@ -68,7 +69,7 @@ impl Weights {
 
     /// Whether these are plain f32 numbers in memory of the host.
     pub fn are_on_host(&self) -> bool {
-        self.0.iter().all(|tensor| tensor.device() == Device::Cpu && tensor.kind() == Kind::Float)
+        self.0.iter().all(is_plain::<f32>)
     }
 
     /// Room for a gradient: a flat buffer `[P]`, not yet written, and views of it in the shapes of the weights.

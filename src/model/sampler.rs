@@ -243,10 +243,11 @@ impl HostMlp<'_> {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, no_grad};
+    use tch::Device;
 
     use super::*;
     use crate::model::Parameters;
+    use crate::model::check::{assert_near, shift};
     use crate::rng::{Generator as Numbers, Stream};
 
     #[test]
@@ -264,15 +265,10 @@ mod tests {
         let network = SamplerNetwork::new(&spec).unwrap();
         let parameters = Parameters::initialise(network.layout(), 1, Stream::Parameters, Device::Cpu);
         let mut numbers = Numbers::new(2, Stream::Data, 0, 0);
-        // The last layer starts at zero, through which no gradient passes.
-        let shift = numbers.normal(&[parameters.count()]) * 0.2;
-        let _ = no_grad(|| parameters.flat().shallow_clone().g_add_(&shift));
+        shift(&parameters, &(numbers.normal(&[parameters.count()]) * 0.2));
         let (z, along) = (numbers.normal(&[40, 5]), numbers.normal(&[40, 3]));
-        let near = |found: &Tensor, expected: &Tensor, what: &str| {
-            let scale = expected.abs().max().double_value(&[]);
-            let error = (found - expected).abs().max().double_value(&[]) / scale;
-            assert!(error < 3e-6, "{what}: {error}"); // f32 rounding of sums over 40 rows and 16 units
-        };
+        // f32 rounding of sums over 40 rows and 16 units.
+        let near = |found: &Tensor, expected: &Tensor, what: &str| assert_near(found, expected, 3e-6, what);
         let weights = parameters.tracked();
         let expected = network.forward(weights, &z);
         assert!(expected.requires_grad(), "tracked weights are autograd's business");

@@ -2,14 +2,14 @@
 
 use std::rc::Rc;
 
-use tch::{Device, Kind, Tensor};
+use tch::Tensor;
 
 use super::kernels::{self, Affine};
 use super::layers::{Linear, per_row};
 use super::mlp::Mlp;
 use super::parameters::{Layout, Weights};
 use super::unet::UNet;
-use crate::comm::memory::{elements, elements_mut};
+use crate::comm::memory::{elements, elements_mut, is_plain};
 use crate::config::{ScoreBase, ScoreKind};
 
 /// All that is needed to rebuild a score network around its weights.
@@ -213,7 +213,7 @@ impl ScoreNetwork {
         row_weights: &Tensor,
     ) -> (Tensor, Tensor) {
         let all = [score, x, eps, sigma, row_weights];
-        if all.iter().all(|t| t.device() == Device::Cpu && t.kind() == Kind::Float && t.is_contiguous()) {
+        if all.into_iter().all(is_plain::<f32>) {
             let tail = self.spec.tail_scaling.then(|| self.affine());
             let [score, x, eps, sigma, row_weights] = all.map(elements::<f32>);
             let mut slope = all[0].empty_like();

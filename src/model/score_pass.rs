@@ -132,10 +132,11 @@ impl HostMlp<'_> {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, no_grad};
+    use tch::Device;
 
     use super::*;
     use crate::config::{ScoreBase, ScoreKind};
+    use crate::model::check::{assert_near, shift};
     use crate::model::{Parameters, ScoreSpec, per_row};
     use crate::rng::{Generator, Stream};
 
@@ -157,18 +158,16 @@ mod tests {
         ScoreNetwork::new(&spec).unwrap()
     }
 
-    /// Weights away from the start, where the last layer is zero and no gradient passes.
     fn weights_of(network: &ScoreNetwork) -> Parameters {
         let parameters = Parameters::initialise(network.layout(), 1, Stream::Parameters, Device::Cpu);
-        let shift = Generator::new(3, Stream::Data, 0, 0).normal(&[parameters.count()]) * 0.2;
-        let _ = no_grad(|| parameters.flat().shallow_clone().g_add_(&shift));
+        let by = Generator::new(3, Stream::Data, 0, 0).normal(&[parameters.count()]) * 0.2;
+        shift(&parameters, &by);
         parameters
     }
 
-    fn assert_near(found: &Tensor, expected: &Tensor, what: &str) {
-        let scale = expected.abs().max().double_value(&[]);
-        let error = (found - expected).abs().max().double_value(&[]) / scale;
-        assert!(error < 3e-6, "{what}: {error}"); // f32 rounding of sums over 40 rows and 16 units
+    /// f32 rounding of sums over 40 rows and 16 units.
+    fn near(found: &Tensor, expected: &Tensor, what: &str) {
+        assert_near(found, expected, 3e-6, what);
     }
 
     #[test]
@@ -189,12 +188,12 @@ mod tests {
                 let score = network.score(weights, &leaf, &sigma, base);
                 let (gradient, inputs) = weights.gradient(&(&score * &along).sum(None), &[&leaf]);
                 let pass = network.pass(weights, &x, &sigma, base, true);
-                assert_near(&pass.score, &score.detach(), &what("score"));
+                near(&pass.score, &score.detach(), &what("score"));
                 let (found, input) = pass.gradient(&along, true);
-                assert_near(&found, &gradient, &what("gradient"));
-                assert_near(&input.unwrap(), &inputs[0], &what("gradient at x"));
+                near(&found, &gradient, &what("gradient"));
+                near(&input.unwrap(), &inputs[0], &what("gradient at x"));
                 let product = network.pass(parameters.frozen(), &x, &sigma, base, true).product(&along);
-                assert_near(&product, &inputs[0], &what("product"));
+                near(&product, &inputs[0], &what("product"));
             }
         }
     }
@@ -217,8 +216,8 @@ mod tests {
                 let [score, x, eps, sigma, row_weights] =
                     [&score, &x, &eps, &sigma, &row_weights].map(|t| t.to_kind(kind));
                 let (loss, found) = network.denoising_loss(&score, (&x, &eps, &sigma), &row_weights);
-                assert_near(&loss, &expected.detach(), "loss");
-                assert_near(&found, &slope, "slope");
+                near(&loss, &expected.detach(), "loss");
+                near(&found, &slope, "slope");
             }
         }
     }

@@ -144,6 +144,7 @@ mod tests {
 
     use super::*;
     use crate::config::EnergyKind;
+    use crate::model::check::assert_near;
     use crate::model::{EnergyNetwork, EnergySpec, Parameters};
     use crate::rng::{Generator, Stream};
 
@@ -162,11 +163,8 @@ mod tests {
         let product = Tensor::run_backward(&[along], &[&leaf], false, false).remove(0);
 
         let found = network.by_hand(weights, &x, Some(&mut |gradient: &Tensor| &v + gradient)).unwrap();
-        let near = |found: &Tensor, expected: &Tensor, what: &str| {
-            let scale = expected.abs().max().double_value(&[]);
-            let error = (found - expected).abs().max().double_value(&[]) / scale;
-            assert!(error < 3e-6, "{what}: {error}"); // f32 rounding through ten layers
-        };
+        // f32 rounding through ten layers.
+        let near = |found: &Tensor, expected: &Tensor, what: &str| assert_near(found, expected, 3e-6, what);
         near(&found.energy, &network.energy(weights, &x), "energy");
         near(&found.gradient, &gradient.detach(), "gradient");
         near(&found.product.unwrap(), &product, "product");
