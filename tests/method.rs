@@ -95,15 +95,16 @@ impl Atoms {
         log_mixture(x, &self.target_means, 0.6)
     }
 
-    /// DFD(θ) = ∫ p (s_q − s)² dx by the trapezoid rule, differentiable in θ; and its gradient.
-    fn divergence_by_quadrature(&self) -> (f64, Tensor) {
+    /// ∫ p d(s − s_q) dx by the trapezoid rule, differentiable in θ; and its gradient. With d = u² it is the denoising
+    /// Fisher divergence.
+    fn divergence_by_quadrature(&self, distance: &dyn Fn(&Tensor) -> Tensor) -> (f64, Tensor) {
         let x = Tensor::linspace(-9.0, 9.0, 6001, DOUBLE).set_requires_grad(true);
         let atoms = self.atoms();
         let log_p = log_mixture(&x, &atoms, self.sigma * self.sigma);
         let s = Tensor::run_backward(&[log_p.sum(None)], &[&x], true, true).remove(0);
         let log_q = self.log_target(&x);
         let s_q = Tensor::run_backward(&[log_q.sum(None)], &[&x], true, true).remove(0);
-        let divergence = (log_p.exp() * (s_q - s).square()).sum(None) * (18.0 / 6000.0);
+        let divergence = (log_p.exp() * distance(&(s - s_q))).sum(None) * (18.0 / 6000.0);
         let gradient = Tensor::run_backward(&[&divergence], &[&self.theta], false, false).remove(0);
         (divergence.double_value(&[]), gradient)
     }
@@ -137,13 +138,25 @@ fn dft_field_pulled_back_is_the_gradient_of_the_fisher_divergence() {
     // equals that of the divergence. Left by quadrature over x and autograd, right by quadrature over the
     // noise.
     let setting = Atoms::new();
-    let (divergence, expected) = setting.divergence_by_quadrature();
+    let (divergence, expected) = setting.divergence_by_quadrature(&|u| u.square());
     assert!(divergence > 0.1, "a test at the optimum would show nothing");
     let found = setting.pulled_back(&section(FieldKind::Dft, setting.sigma));
-    for i in 0..3 {
-        let (found, expected) = (found.double_value(&[i]), expected.double_value(&[i]));
-        assert!((found - expected).abs() < 1e-6, "component {i}: {found} for {expected}");
-    }
+    assert!(found.allclose(&expected, 1e-6, 1e-6, false), "{found:?} for {expected:?}");
+}
+
+#[test]
+fn huber_field_pulled_back_is_the_gradient_of_the_divergence_with_that_distance() {
+    // As above; at this scale both the square and the linear part of the distance count.
+    let setting = Atoms::new();
+    let limit = 0.4 / setting.sigma;
+    let distance = |u: &Tensor| (((u / limit).square() + 1.0).sqrt() - 1.0) * (2.0 * limit * limit);
+    let (_, expected) = setting.divergence_by_quadrature(&distance);
+    let (_, squared) = setting.divergence_by_quadrature(&|u| u.square());
+    assert!(!expected.allclose(&squared, 0.1, 0.1, false), "a test in the square part would show nothing");
+    let mut section = section(FieldKind::Huber, setting.sigma);
+    section.huber_scale = 0.4;
+    let found = setting.pulled_back(&section);
+    assert!(found.allclose(&expected, 1e-6, 1e-6, false), "{found:?} for {expected:?}");
 }
 
 #[test]
@@ -387,12 +400,24 @@ fn every_field_is_the_gradient_of_its_loss_on_either_base_and_along_the_path() {
             let path = |x: &Tensor| u(x).square().sum_dim_intlist(1i64, false, None);
             let sid = |x: &Tensor| -dot(&u(x), &(s_q(x) + &noise)) * 2.0 - path(x) * 2.4;
             let dft = |x: &Tensor| path(x) - dot(&u(x), &(s_phi(x) + &noise)) * 2.0;
+            // Its own derivative by autograd, kept in the graph.
+            let huber = |x: &Tensor| {
+                let limit = sigma.reciprocal().unsqueeze(1) * 0.6;
+                let distance =
+                    |u: &Tensor| (((u / &limit).square() + 1.0).sqrt() - 1.0) * limit.square() * 2.0;
+                let u = u(x);
+                let slope = Tensor::run_backward(&[distance(&u).sum(None)], &[&u], true, true).remove(0);
+                let value = distance(&u).sum_dim_intlist(1i64, false, None);
+                value - dot(&slope, &(s_phi(x) + &noise))
+            };
+            section.huber_scale = 0.6;
             let hybrid = gradient_of(&at.x, &dft) * sigma.unsqueeze(1) * 0.7 + u(&at.x).detach();
             section.fisher_weight = 0.7;
             for (kind, expected) in [
                 (FieldKind::Path, gradient_of(&at.x, &path)),
                 (FieldKind::Sid, gradient_of(&at.x, &sid)),
                 (FieldKind::Dft, gradient_of(&at.x, &dft)),
+                (FieldKind::Huber, gradient_of(&at.x, &huber)),
                 (FieldKind::Kl, u(&at.x).detach()),
                 (FieldKind::Hybrid, hybrid),
             ] {
@@ -402,6 +427,19 @@ fn every_field_is_the_gradient_of_its_loss_on_either_base_and_along_the_path() {
             }
         }
     }
+}
+
+#[test]
+fn pseudo_huber_field_with_a_large_scale_is_dft() {
+    let (network, parameters, mut section) = network();
+    let (x0, eps, sigma) = draws(6);
+    let at = Perturbed::new(&x0, &eps, &sigma, Variance::Plain);
+    let target = TargetAtLevel::new(Box::new(gaussian()), None);
+    let dft = evaluate(&section, &whole(&target), (&network, &parameters), &x0, &at).gradient;
+    section.kind = FieldKind::Huber;
+    section.huber_scale = 1e6;
+    let huber = evaluate(&section, &whole(&target), (&network, &parameters), &x0, &at).gradient;
+    assert!(huber.allclose(&dft, 1e-9, 1e-9, false));
 }
 
 #[test]

@@ -18,6 +18,9 @@ pub enum FieldKind {
     Hybrid,
     /// Score identity distillation (Zhou et al. 2024) with weight `alpha`; 0.5 is `dft`.
     Sid,
+    /// Denoising Fisher training with another distance of scores, pseudo-Huber in place of squared (the family of Luo et al.
+    /// 2024, arXiv 2410.16794): where the target is steep its slope counts once and not squared.
+    Huber,
     /// Fisher training without denoising (arXiv 2306.04952): the divergence of s_phi − s_q in place of the noise.
     /// Its cost grows with the dimension, so it is for a few dimensions only.
     Fisher,
@@ -169,6 +172,10 @@ pub struct MethodSection {
     /// Weight of the Fisher part in `hybrid`.
     #[serde(default = "one")]
     pub fisher_weight: f64,
+    /// c of `huber`: a coordinate in which the scores differ by less than c/sigma counts as in `dft`, one in which they
+    /// differ by more counts linearly.
+    #[serde(default = "one")]
+    pub huber_scale: f64,
     /// alpha of `sid`.
     #[serde(default = "one")]
     pub alpha: f64,
@@ -271,6 +278,7 @@ impl MethodSection {
             ),
             (self.smoothing != 1, "method.smoothing", &self.smoothing, "0, or 2 and more: about 64"),
             (self.fisher_weight >= 0.0, "method.fisher_weight", &self.fisher_weight, "0 or more"),
+            (self.huber_scale > 0.0, "method.huber_scale", &self.huber_scale, "a number above 0"),
             (self.alpha.is_finite(), "method.alpha", &self.alpha, "a finite number"),
             (
                 (0.0..=1.0).contains(&self.anneal_until),

@@ -47,6 +47,9 @@ pub enum ScoreCotangent {
 /// - `kl`: u, the gradient of KL(p_sigma ‖ q); where the samples come with probes, of KL(p_sigma ‖ q_sigma), q_sigma
 ///   the target with the same noise.
 /// - `hybrid`: kl + fisher_weight·sigma·dft.
+/// - `huber`: d'(u) + d''(u)·(−n − s_phi) contracted with J_phi − J_q, less d'(u) with J_phi: the gradient of
+///   d(u) + d'(u)·(−n − s_phi), which is the paper's loss for d = |u|²; here d = Σ 2c²(√(1 + u_i²/c²) − 1) with
+///   c = huber_scale/sigma, so that `dft` is the limit of a large scale.
 /// - `path`: the gradient of |u|² along x alone.
 /// - `sid`: the gradient of −2u·(s_q + n) − 2 alpha |u|², the loss of Zhou et al. (2024), equation 23, in units
 ///   of dft.
@@ -71,6 +74,15 @@ pub fn cotangents(
         FieldKind::Hybrid => {
             let factor = per_row(&(&at.sigma * (2.0 * section.fisher_weight)), &at.x);
             Cotangents { direct: Some(score - target), products: dft(factor) }
+        }
+        FieldKind::Huber => {
+            let difference = score - target;
+            let limit = per_row(&(at.sigma.reciprocal() * section.huber_scale), &at.x);
+            let root = ((&difference / limit).square() + 1.0).sqrt();
+            let slope = difference * 2.0 / &root;
+            let of_score = (score + at.noise_score()) * -2.0 / root.pow_tensor_scalar(3);
+            let of_target = -(slope + &of_score);
+            Cotangents { direct: None, products: Some((ScoreCotangent::Other(of_score), of_target)) }
         }
         FieldKind::Path => {
             let difference = (score - target) * 2.0;
@@ -125,7 +137,7 @@ pub fn sampler_field(
             // The score and its divergence's D products, each differentiated once more.
             (fisher_field(target, network, at), score, target_score, rows * (1 + 2 * (1 + dimension)))
         }
-        FieldKind::Dft | FieldKind::Hybrid | FieldKind::Path | FieldKind::Sid => {
+        FieldKind::Dft | FieldKind::Hybrid | FieldKind::Huber | FieldKind::Path | FieldKind::Sid => {
             let (field, score, target_score) =
                 contracted_field((section, kind), target, network, at, score_at);
             (field, score, target_score, 2 * rows)
