@@ -45,11 +45,11 @@ pub enum Command {
     Train(Train),
     /// Fit an energy-based model to images by multi-scale denoising score matching.
     ///
-    /// A fit keeps no checkpoints: if it is stopped it starts again.
+    /// Stopped by a signal it exits with 75, and goes on with --resume.
     FitEnergy(Fit),
     /// Fit the small classifier whose features FD-LeNet is measured on.
     ///
-    /// A fit keeps no checkpoints: if it is stopped it starts again.
+    /// Stopped by a signal it exits with 75, and goes on with --resume.
     FitFeatures(Fit),
     /// Draw samples from a trained sampler into a file.
     Sample(Sample),
@@ -114,6 +114,9 @@ pub struct Fit {
     /// Run directory [default: run.directory, or runs/<run.name>].
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
+    /// Continue the fit in the run directory from its newest checkpoint.
+    #[arg(long)]
+    pub resume: bool,
     /// Set a key of the configuration, e.g. --set train.iterations=200. Can be repeated.
     #[arg(long, value_name = "SECTION.KEY=VALUE")]
     pub set: Vec<String>,

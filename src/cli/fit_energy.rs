@@ -6,29 +6,38 @@ use tracing::info;
 use super::arguments::Fit;
 use super::fit_record::FitRun;
 use super::session::{Exit, Session};
+use super::train::watch_signals;
 use crate::config::{EnergyFile, load};
 use crate::data::{Mnist, Split};
-use crate::train::fit_energy;
+use crate::train::{FitState, energy_network, fit_energy};
 
 /// Runs the command on this rank.
 pub fn run(arguments: &Fit) -> Result<(), Exit> {
+    let watched = watch_signals();
     let file = load::<EnergyFile>(&arguments.config, &arguments.set);
     let (session, mut file) = Session::start(file, |file| &file.compute)?;
     file.run.directory = arguments.run.clone().or(file.run.directory);
     let world = &session.world;
+    let stop = session.prepare(watched)?;
     let plan = session.prepare(file.check(world.size))?;
-    let images =
-        session.prepare(Mnist::load(&plan.file.train.data).map(|mnist| mnist.images(Split::Train)))?;
-    let text = toml::to_string(&plan.file).expect("a configuration is a table of plain values");
-    let mut record = FitRun::start(&session, arguments, &plan.file.run, &text, plan.file.train.iterations)?;
+    let file = &plan.file;
+    let images = session.prepare(Mnist::load(&file.train.data).map(|mnist| mnist.images(Split::Train)))?;
+    let network = energy_network(&file.energy, &images);
+    let mut state = FitState::initial(network.layout(), &file.train, file.run.seed, world.device);
+    let text = toml::to_string(file).expect("a configuration is a table of plain values");
+    let (run, iterations) = (&file.run, file.train.iterations);
+    let mut record =
+        FitRun::start(&session, arguments, (run, &text), iterations, plan.identity(), &mut state)?;
 
-    let fitted = fit_energy(&plan, world, &images, &mut |row| record.row(row));
-    let (network, parameters) = session.work(fitted)?;
+    let checkpoints = record.checkpoints();
+    let of = (&network, &images);
+    let outcome = fit_energy(&plan, world, of, &mut state, &mut record, &checkpoints, &stop);
+    record.end(&session, session.work(outcome)?, &state)?;
     let spec = serde_json::to_string(network.spec()).context("a network's description is plain data");
     let metadata = [("energy", session.work(spec)?)];
-    let path = session.work(record.finish(&parameters, &metadata))?;
+    let path = session.work(record.finish(&state, &metadata))?;
     if world.is_root() {
-        info!("energy of {} parameters in {}", parameters.count(), path.display());
+        info!("energy of {} parameters in {}", state.parameters.count(), path.display());
     }
     Ok(())
 }

@@ -1,96 +1,121 @@
-//! What a fit leaves behind: its directory, its log, and weights that say where they come from.
+//! What a fit leaves behind: its directory, its log, checkpoints, and weights that say where they come from.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use tracing::warn;
 
 use super::arguments::Fit;
 use super::progress::Progress;
-use super::run_directory::RunDirectory;
-use super::run_record::run_attributes;
-use super::session::{Exit, Session};
+use super::run_directory::{self, RunDirectory};
+use super::run_record::start_record;
+use super::session::{Exit, STOPPED, Session};
 use super::summary::command_line;
-use crate::config::RunSection;
-use crate::model::{Parameters, WeightsFile, write_atomically};
+use crate::config::{Identity, RunSection};
+use crate::model::WeightsFile;
 use crate::record::{Cell, Column, RunFile};
-use crate::train::FitRow;
+use crate::train::{FitObserver, FitRow, FitState, Outcome};
 
-/// Updates between rows of the log.
-const ROW_EVERY: u64 = 10;
+/// Updates between flushes of the log.
+const FLUSH_EVERY: u64 = 1000;
 
 /// A fit in progress, seen from one rank; only rank 0 writes.
 pub struct FitRun {
+    path: PathBuf,
     directory: Option<(RunDirectory, RunFile)>,
     output: PathBuf,
     seed: u64,
-    iterations: u64,
     progress: Progress,
     /// Mean loss over the recent past, for the display alone.
     recent: f64,
 }
 
 impl FitRun {
-    /// Makes the run directory and its record.
+    /// Makes the run directory and its record; or opens them, and brings `state` to where the fit was.
     pub fn start(
         session: &Session,
         arguments: &Fit,
-        run: &RunSection,
-        config: &str,
+        (run, config): (&RunSection, &str),
         iterations: u64,
+        identity: Identity,
+        state: &mut FitState,
     ) -> Result<Self, Exit> {
-        let path = run.directory();
+        let (world, path) = (&session.world, run.directory());
         let output = arguments.output.clone().unwrap_or_else(|| path.join("weights.safetensors"));
-        let directory = session.prepare_on_root(|| -> Result<_> {
-            let directory = RunDirectory::create(&path)?;
-            check_output(&output, arguments.force)?;
-            write_atomically(&directory.file("config.toml"), config.as_bytes())
-                .with_context(|| format!("cannot write in {}", path.display()))?;
-            let record = RunFile::create(directory.file("run.h5"), &run_attributes(&session.world, config))?;
-            Ok((directory, record))
-        })?;
-        let is_root = session.world.is_root();
+        let (directory, checkpoint) = run_directory::open(session, &path, arguments.resume)?;
+        session.prepare_on_root(|| check_output(&output, arguments.force))?;
+        if let Some(checkpoint) = checkpoint {
+            session.prepare(run_directory::explain(state.restore(&checkpoint, identity), world))?;
+        }
+        let record = session.prepare_on_root(|| start_record(&path, world, config, state.iteration))?;
         Ok(FitRun {
-            directory,
+            path,
+            directory: directory.zip(record),
             output,
             seed: run.seed,
-            iterations,
-            progress: Progress::new("fit", 0, iterations, is_root),
+            progress: Progress::new("fit", state.iteration, iterations, world.is_root()),
             recent: f64::NAN,
         })
     }
 
-    /// Takes in an update.
-    pub fn row(&mut self, row: &FitRow) -> Result<()> {
+    /// Where checkpoints go.
+    pub fn checkpoints(&self) -> PathBuf {
+        self.path.join("checkpoints")
+    }
+
+    /// Leaves, on all ranks together, if the fit was stopped.
+    pub fn end(&self, session: &Session, outcome: Outcome, state: &FitState) -> Result<(), Exit> {
+        if outcome == Outcome::Done {
+            return Ok(());
+        }
+        if session.world.is_root() {
+            warn!("stopped by a signal at update {}; --resume goes on from there", state.iteration);
+        }
+        session.work(session.world.collective().barrier())?;
+        Err(Exit(STOPPED))
+    }
+}
+
+impl FitObserver for FitRun {
+    fn row(&mut self, row: &FitRow) -> Result<()> {
         self.recent = if self.recent.is_nan() { row.loss } else { 0.98 * self.recent + 0.02 * row.loss };
         let recent = self.recent;
         self.progress.set(row.iteration, || format!("loss {recent:.3}"));
         let Some((_, record)) = &mut self.directory else { return Ok(()) };
-        if row.iteration.is_multiple_of(ROW_EVERY) || row.iteration == self.iterations {
-            record.append(
-                "train",
-                &[
-                    (Column::new("iteration", "1", "updates done"), Cell::from(row.iteration)),
-                    (
-                        Column::new("wall_seconds", "s", "seconds since the start"),
-                        Cell::from(row.wall_seconds),
+        record.append(
+            "train",
+            &[
+                (Column::new("iteration", "1", "updates done"), Cell::from(row.iteration)),
+                (
+                    Column::new(
+                        "wall_seconds",
+                        "s",
+                        "seconds of fitting, earlier parts of a resumed fit included",
                     ),
-                    (Column::new("loss", "1", "mean loss over the global batch"), Cell::from(row.loss)),
-                    (
-                        Column::new("gradient_norm", "1", "norm of the gradient before clipping"),
-                        Cell::from(row.gradient_norm),
-                    ),
-                    (Column::new("learning_rate", "1", "step size of Adam"), Cell::from(row.learning_rate)),
-                ],
-            )?;
-        }
-        if row.iteration.is_multiple_of(100 * ROW_EVERY) {
+                    Cell::from(row.wall_seconds),
+                ),
+                (Column::new("loss", "1", "mean loss over the global batch"), Cell::from(row.loss)),
+                (
+                    Column::new("gradient_norm", "1", "norm of the gradient before clipping"),
+                    Cell::from(row.gradient_norm),
+                ),
+                (Column::new("learning_rate", "1", "step size of Adam"), Cell::from(row.learning_rate)),
+            ],
+        )?;
+        if row.iteration.is_multiple_of(FLUSH_EVERY) {
             record.flush()?;
         }
         Ok(())
     }
 
-    /// Writes the weights with `metadata` and where they come from; returns where they are.
-    pub fn finish(self, parameters: &Parameters, metadata: &[(&str, String)]) -> Result<PathBuf> {
+    fn checkpoint(&mut self) -> Result<()> {
+        self.directory.as_mut().map_or(Ok(()), |(_, record)| record.back_up())
+    }
+}
+
+impl FitRun {
+    /// Writes the averaged weights with `metadata` and where they come from; returns where they are.
+    pub fn finish(self, state: &FitState, metadata: &[(&str, String)]) -> Result<PathBuf> {
         self.progress.finish();
         if let Some((_directory, mut record)) = self.directory {
             record.flush()?;
@@ -101,8 +126,9 @@ impl FitRun {
                 ("commit", env!("DFT_COMMIT").to_string()),
                 ("version", env!("CARGO_PKG_VERSION").to_string()),
             ]);
-            WeightsFile::save(&self.output, &parameters.named(), &metadata)
+            WeightsFile::save(&self.output, &state.average.parameters.named(), &metadata)
                 .with_context(|| format!("cannot write weights {}", self.output.display()))?;
+            record.remove_backup()?;
         }
         Ok(self.output)
     }

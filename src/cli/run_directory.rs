@@ -7,7 +7,10 @@ use anyhow::{Context, Result, bail};
 use fs4::fs_std::FileExt;
 use tracing::warn;
 
-use crate::train::{Newest, newest_checkpoint, remove_partial_checkpoints};
+use super::session::{Exit, Session};
+use crate::comm::World;
+use crate::model::WeightsError;
+use crate::train::{Newest, StateError, newest_checkpoint, remove_partial_checkpoints};
 
 /// Files in it that are written under a temporary name first, which a killed process may leave.
 const WRITTEN: [&str; 6] =
@@ -111,6 +114,38 @@ impl RunDirectory {
     /// A file in the directory.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path.join(name)
+    }
+}
+
+/// Makes the directory of a run on rank 0, or opens it to continue. Every rank gets the checkpoint that rank 0 chose to go
+/// on from.
+pub fn open(
+    session: &Session,
+    path: &Path,
+    resume: bool,
+) -> Result<(Option<RunDirectory>, Option<PathBuf>), Exit> {
+    let opened = session.prepare_on_root(|| match resume {
+        true => RunDirectory::resume(path),
+        false => RunDirectory::create(path).map(|directory| (directory, None)),
+    })?;
+    let (directory, chosen) = opened.map_or((None, None), |(directory, found)| (Some(directory), found));
+    let chosen = chosen.map_or(String::new(), |path| path.display().to_string());
+    let chosen = session.world.broadcast_string(session.world.is_root().then_some(chosen));
+    Ok((directory, (!chosen.is_empty()).then(|| PathBuf::from(chosen))))
+}
+
+/// Explains the error of a rank that cannot read the checkpoint which rank 0 has read before.
+pub fn explain(restored: Result<(), StateError>, world: &World) -> Result<()> {
+    match &restored {
+        Err(StateError::Weights(WeightsError::Unreadable { .. } | WeightsError::Damaged { .. }))
+            if !world.is_root() =>
+        {
+            restored.context(
+                "rank 0 could read this checkpoint and this rank cannot; put the run directory on a file system that \
+                 all hosts share",
+            )
+        }
+        _ => Ok(restored?),
     }
 }
 

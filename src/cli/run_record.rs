@@ -1,9 +1,10 @@
 //! What goes into the run file, and under which names, units and descriptions.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tch::Tensor;
 
 use super::metrics::Measure;
@@ -11,7 +12,8 @@ use super::summary::Score;
 use crate::comm::World;
 use crate::config::TargetSection;
 use crate::metric::Moments;
-use crate::record::{Attribute, Cell, Column, RunFile};
+use crate::model::write_atomically;
+use crate::record::{Attribute, Cell, Column, RunFile, recover, start_after};
 use crate::target::LogisticProblem;
 use crate::train::Row;
 
@@ -30,6 +32,29 @@ pub fn run_attributes(world: &World, config: &str) -> Vec<(&'static str, Attribu
         ("device", device_name(world).into()),
         ("started_at_unix_seconds", Attribute::Integer(started as i64)),
     ]
+}
+
+/// Writes `config` into the run directory `path`, and opens the record of a run that has done `iteration` iterations: a new
+/// one, or that of the run that goes on, without the rows that came later.
+///
+/// # Errors
+/// If the directory cannot be written, or the record neither read nor made good.
+pub fn start_record(path: &Path, world: &World, config: &str, iteration: u64) -> Result<RunFile> {
+    let config_file = path.join("config.toml");
+    write_atomically(&config_file, config.as_bytes())
+        .with_context(|| format!("cannot write {}", config_file.display()))?;
+    let file = path.join("run.h5");
+    let attributes = run_attributes(world, config);
+    // A new run finds nothing here. Rows after the checkpoint of a resumed one are dropped and made again.
+    match recover(&file, "train", iteration)? {
+        Some(mut record) => {
+            for (name, value) in attributes {
+                record.set_attribute("/", name, value)?;
+            }
+            Ok(record)
+        }
+        None => start_after(&file, iteration, &attributes),
+    }
 }
 
 fn hdf5_version() -> String {

@@ -20,17 +20,15 @@ use super::metrics::{Inputs, point_plan};
 use super::posterior::PosteriorMeasure;
 use super::reference;
 use super::rehearse;
-use super::run_directory::RunDirectory;
+use super::run_directory;
 use super::run_observer::{RunObserver, Yardsticks};
-use super::run_record::{device_name, run_attributes, target_name};
+use super::run_record::{device_name, start_record, target_name};
 use super::session::{Exit, FAILURE, STOPPED, Session};
 use crate::comm::World;
 use crate::config::{EvaluateSection, Plan, TargetSection, TrainFile, load};
 use crate::metric::PointReference;
-use crate::model::{WeightsError, write_atomically};
-use crate::record::{RunFile, recover, start_after};
 use crate::target::{LogisticProblem, load_exact};
-use crate::train::{Networks, Outcome, State, StateError, Stop, run as train};
+use crate::train::{Networks, Outcome, State, Stop, run as train};
 
 /// Signals of one kind that come within this time are one request.
 const SAME_SIGNAL: Duration = Duration::from_secs(5);
@@ -62,13 +60,9 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
     let exact = session.prepare(exact.transpose())?;
     let mut state = State::initial(&plan, &networks, world.device);
     let path = plan.file.run.directory();
-    let opened = session.prepare_on_root(|| open(&path, arguments.resume))?;
-    let (directory, checkpoint) = opened.map_or((None, None), |(directory, found)| (Some(directory), found));
-    // All ranks read the checkpoint that rank 0 chose.
-    let chosen = checkpoint.map_or(String::new(), |path| path.display().to_string());
-    let checkpoint = world.broadcast_string(world.is_root().then_some(chosen));
-    if !checkpoint.is_empty() {
-        session.prepare(restore(&mut state, Path::new(&checkpoint), &plan, world))?;
+    let (directory, checkpoint) = run_directory::open(&session, &path, arguments.resume)?;
+    if let Some(checkpoint) = checkpoint {
+        session.prepare(run_directory::explain(state.restore(&checkpoint, &plan), world))?;
         let (done, wanted) = (state.iteration, plan.file.train.iterations);
         session.prepare(if done <= wanted {
             Ok(())
@@ -78,7 +72,7 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
             ))
         })?;
     }
-    let record = session.prepare_on_root(|| start_record(&path, world, &plan, &state))?;
+    let record = session.prepare_on_root(|| start_record(&path, world, &plan.to_toml(), state.iteration))?;
     if world.is_root() {
         print_plan(&plan, world, &networks, &state, &path);
     }
@@ -136,48 +130,6 @@ fn posterior(
         }
     }
     PosteriorMeasure::new(problem, (*samples, (*point_sets).max(1)), found.as_ref()).map(Some)
-}
-
-fn open(path: &Path, resume: bool) -> Result<(RunDirectory, Option<std::path::PathBuf>)> {
-    if resume {
-        return RunDirectory::resume(path);
-    }
-    Ok((RunDirectory::create(path)?, None))
-}
-
-pub(super) fn start_record(path: &Path, world: &World, plan: &Plan, state: &State) -> Result<RunFile> {
-    let config = plan.to_toml();
-    let config_file = path.join("config.toml");
-    write_atomically(&config_file, config.as_bytes())
-        .with_context(|| format!("cannot write {}", config_file.display()))?;
-    let file = path.join("run.h5");
-    let attributes = run_attributes(world, &config);
-    // A new run finds nothing here. Rows after the checkpoint of a resumed one are dropped and made again.
-    match recover(&file, "train", state.iteration)? {
-        Some(mut record) => {
-            for (name, value) in attributes {
-                record.set_attribute("/", name, value)?;
-            }
-            Ok(record)
-        }
-        None => start_after(&file, state.iteration, &attributes),
-    }
-}
-
-/// Restores a checkpoint that rank 0 has read before: what another rank cannot read, it does not see.
-fn restore(state: &mut State, checkpoint: &Path, plan: &Plan, world: &World) -> Result<()> {
-    let restored = state.restore(checkpoint, plan);
-    match &restored {
-        Err(StateError::Weights(WeightsError::Unreadable { .. } | WeightsError::Damaged { .. }))
-            if !world.is_root() =>
-        {
-            restored.context(
-                "rank 0 could read this checkpoint and this rank cannot; put the run directory on a file system that \
-                 all hosts share",
-            )
-        }
-        _ => Ok(restored?),
-    }
 }
 
 /// SIGTERM and SIGUSR1 ask for a checkpoint and an end; SIGINT, from a person, as well.

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::load::ConfigError;
 use super::network::EnergyKind;
-use super::run::{ComputeSection, RunSection, require};
+use super::run::{ComputeSection, Identity, RunSection, require};
+use super::train::CheckpointSection;
 
 /// `[train]` of a fit: one network, one loss.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -183,6 +184,9 @@ pub struct EnergyFile {
     /// `[train]`.
     #[serde(default)]
     pub train: FitSection,
+    /// `[checkpoint]`.
+    #[serde(default)]
+    pub checkpoint: CheckpointSection,
 }
 
 /// What a user writes for `dft fit-features`.
@@ -197,6 +201,9 @@ pub struct FeaturesFile {
     /// `[train]`.
     #[serde(default)]
     pub train: FitSection,
+    /// `[checkpoint]`.
+    #[serde(default)]
+    pub checkpoint: CheckpointSection,
 }
 
 /// A checked configuration of `dft fit-energy`.
@@ -213,6 +220,33 @@ pub struct FeaturesPlan {
     pub file: FeaturesFile,
 }
 
+impl EnergyPlan {
+    /// What must not change between the parts of a fit.
+    pub fn identity(&self) -> Identity {
+        let EnergyFile { run, compute, energy, contrast, train, .. } = &self.file;
+        let mut identity = identity(run, compute, train);
+        identity.extend([("[energy]", json(energy)), ("[contrast]", json(contrast))]);
+        identity
+    }
+}
+
+impl FeaturesPlan {
+    /// What must not change between the parts of a fit.
+    pub fn identity(&self) -> Identity {
+        identity(&self.file.run, &self.file.compute, &self.file.train)
+    }
+}
+
+fn identity(run: &RunSection, compute: &ComputeSection, train: &FitSection) -> Identity {
+    let mut identity = compute.identity();
+    identity.extend([("run.seed", run.seed.to_string()), ("[train]", json(train))]);
+    identity
+}
+
+fn json<T: Serialize>(section: &T) -> String {
+    serde_json::to_string(section).expect("a section is plain data")
+}
+
 impl EnergyFile {
     /// Checks the configuration for this world size.
     ///
@@ -221,6 +255,7 @@ impl EnergyFile {
     pub fn check(self, world_size: usize) -> Result<EnergyPlan, ConfigError> {
         self.compute.check("train.batch", self.train.batch, world_size)?;
         self.train.check()?;
+        self.checkpoint.check()?;
         let [low, high] = self.energy.sigma;
         require(&[
             (self.energy.width > 0, "energy.width", &self.energy.width, "1 or more"),
@@ -252,6 +287,7 @@ impl FeaturesFile {
     pub fn check(self, world_size: usize) -> Result<FeaturesPlan, ConfigError> {
         self.compute.check("train.batch", self.train.batch, world_size)?;
         self.train.check()?;
+        self.checkpoint.check()?;
         Ok(FeaturesPlan { file: self })
     }
 }

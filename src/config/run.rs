@@ -88,10 +88,26 @@ impl Default for ComputeSection {
     }
 }
 
+/// Settings, by key, that must not change between the parts of a run: with others it would be another run under the same
+/// name.
+pub type Identity = Vec<(&'static str, String)>;
+
 impl ComputeSection {
     /// Threads that a rank asks for; `None` for its share of the host's cores.
     pub fn threads(&self) -> Option<usize> {
         self.threads.or((self.reduction == Reduction::Exact).then_some(1))
+    }
+
+    /// What of this section must not change between the parts of a run.
+    pub fn identity(&self) -> Identity {
+        let reduction = serde_json::to_string(&self.reduction).expect("a word");
+        let mut identity =
+            vec![("compute.reduction", reduction), ("compute.shards", self.shards.to_string())];
+        // The bits of a sum depend on how many threads share it; a fast reduction promises no bits.
+        if let (Reduction::Exact, Some(threads)) = (self.reduction, self.threads()) {
+            identity.push(("compute.threads", threads.to_string()));
+        }
+        identity
     }
 
     /// Checks that a global batch of `rows` can be cut into shards, and those given to `world_size` ranks.

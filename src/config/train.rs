@@ -219,6 +219,15 @@ impl Default for CheckpointSection {
     }
 }
 
+impl CheckpointSection {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        require(&[
+            (self.every > 0, "checkpoint.every", &self.every, "1 or more"),
+            (self.keep > 0, "checkpoint.keep", &self.keep, "1 or more"),
+        ])
+    }
+}
+
 /// A checked configuration of `dft train` for a world size.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -237,6 +246,7 @@ impl TrainFile {
         let (train, evaluate) = (&self.train, &self.evaluate);
         self.compute.check("train.batch", train.batch, world_size)?;
         self.method.check()?;
+        self.checkpoint.check()?;
         self.warm_start.iter().try_for_each(WarmStartSection::check)?;
         let betas_hold = |betas: &[f64; 2]| betas.iter().all(|beta| (0.0..1.0).contains(beta));
         let betas = |betas: &[f64; 2]| format!("[{}, {}]", betas[0], betas[1]);
@@ -310,8 +320,6 @@ impl TrainFile {
                 "0 with score.base = \"target\": the target's score is not that of the target with noise",
             ),
             (self.score.width > 0, "score.width", &self.score.width, "1 or more"),
-            (self.checkpoint.every > 0, "checkpoint.every", &self.checkpoint.every, "1 or more"),
-            (self.checkpoint.keep > 0, "checkpoint.keep", &self.checkpoint.keep, "1 or more"),
             (evaluate.samples >= 2, "evaluate.samples", &evaluate.samples, "2 or more"),
             (
                 evaluate.langevin_steps.iter().all(|&steps| steps > 0),

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use tch::{Device, Kind, Tensor, no_grad};
 
+use crate::comm::{CommError, World};
 use crate::config::ContrastSection;
 use crate::model::{EnergyNetwork, Weights, per_row};
 use crate::rng::{Generator, Shards, Stream};
@@ -22,9 +23,11 @@ pub(super) struct Contrast<'a> {
     seed: u64,
     batch: usize,
     device: Device,
-    /// States `[chains a row, rows, C, H, W]` by the first shard of the piece whose rows they belong to: a chain belongs
-    /// to a row of the global batch, so nothing of it depends on the number of ranks.
-    chains: RefCell<BTreeMap<usize, Tensor>>,
+    /// States `[chains a row, rows, C, H, W]` by the first of their rows: a chain belongs to a row of the global batch, so
+    /// nothing of it depends on the number of ranks.
+    chains: RefCell<BTreeMap<i64, Tensor>>,
+    /// States `[chains a row, batch, C, H, W]` of all ranks that a checkpoint had, for chains that have not moved since.
+    restored: RefCell<Option<Tensor>>,
 }
 
 impl<'a> Contrast<'a> {
@@ -35,7 +38,39 @@ impl<'a> Contrast<'a> {
         (seed, batch): (u64, usize),
         device: Device,
     ) -> Self {
-        Contrast { section, network, images, seed, batch, device, chains: RefCell::default() }
+        Contrast {
+            section,
+            network,
+            images,
+            seed,
+            batch,
+            device,
+            chains: RefCell::default(),
+            restored: RefCell::default(),
+        }
+    }
+
+    /// Goes on with the chains that [`collect`](Self::collect) gave.
+    pub(super) fn restore(&self, chains: Tensor) {
+        *self.restored.borrow_mut() = Some(chains);
+    }
+
+    /// The chains of all ranks, `[chains a row, batch, C, H, W]`, on every rank; none before their first update. All ranks
+    /// must call it.
+    pub(super) fn collect(&self, world: &World) -> Result<Option<Tensor>, CommError> {
+        let chains = self.chains.borrow();
+        let Some(first) = chains.values().next() else {
+            return Ok(None); // on all ranks alike
+        };
+        let mut size = first.size();
+        size[1] = self.batch as i64;
+        // Every row is one rank's, and the zeros of the others leave it as it is.
+        let mut whole = Tensor::zeros(&size, (first.kind(), first.device()));
+        for (row, states) in chains.iter() {
+            whole.narrow(1, *row, states.size()[1]).copy_(states);
+        }
+        world.collective().all_reduce_sum(&mut whole)?;
+        Ok(Some(whole))
     }
 
     fn chains_a_row(&self) -> i64 {
@@ -73,7 +108,11 @@ impl<'a> Contrast<'a> {
         let turn = update as i64 % self.chains_a_row();
         let sigma = self.levels(piece, turn);
         let mut chains = self.chains.borrow_mut();
-        let states = chains.entry(piece.first).or_insert_with(|| {
+        let first = (piece.first * piece.rows) as i64;
+        let states = chains.entry(first).or_insert_with(|| {
+            if let Some(restored) = self.restored.borrow().as_ref() {
+                return restored.narrow(1, first, (piece.count * piece.rows) as i64).copy();
+            }
             let starts: Vec<Tensor> = (0..self.chains_a_row())
                 .map(|turn| self.noisy_data(piece, Numbers::Start(turn as u64), &self.levels(piece, turn)))
                 .collect();

@@ -1,42 +1,56 @@
 //! Fitting an energy network to images by multi-scale denoising score matching.
 
+use std::path::Path;
+
 use tch::Tensor;
 
 use super::TrainError;
 use super::contrast::Contrast;
-use super::fit::fit;
-use super::observer::FitRow;
+use super::fit::{FitState, Job};
+use super::observer::FitObserver;
+use super::run::{Outcome, Stop};
 use crate::comm::World;
 use crate::config::{EnergyPlan, EnergySection};
-use crate::model::{EnergyNetwork, EnergySpec, Parameters, Weights, per_row};
+use crate::model::{EnergyNetwork, EnergySpec, Weights, per_row};
 use crate::rng::{Shards, Stream};
 
-/// Fits an energy to `images` `[N, C, H, W]` in [0, 1] and returns the network with its averaged weights.
+/// The network of an energy of `images` `[N, C, H, W]`.
+pub fn energy_network(section: &EnergySection, images: &Tensor) -> EnergyNetwork {
+    let [_, c, h, w] = images.size()[..] else { panic!("images are [N, C, H, W]") };
+    EnergyNetwork::new(&EnergySpec {
+        kind: section.kind,
+        width: section.width,
+        shape: [c, h, w],
+        sigma0: section.sigma0,
+    })
+}
+
+/// Fits an energy to `images` `[N, C, H, W]` in [0, 1], from `state` to its end or a request to stop.
 ///
 /// Loss of a row: |sigma0² ∇E(x + sigma·n) − sigma·n|²/sigma², sigma log-uniform in the band and stratified
 /// over the batch, so that ∇E(x̃) ≈ (x̃ − x)/sigma0² at every level (Li, Chen and Sommer 2019, arXiv
 /// 1910.07762); times the weight of the level, if the section has one. With a contrast the mean difference of energies
-/// between noisy data and chains comes on top. `report` is called on every rank after each update.
+/// between noisy data and chains comes on top. Checkpoints go to `checkpoints` (rank 0 writes).
 ///
 /// # Errors
-/// If the loss is not finite, a collective fails, or `report` fails.
+/// If the loss is not finite, a collective fails, or the observer fails.
 pub fn fit_energy(
     plan: &EnergyPlan,
     world: &World,
-    images: &Tensor,
-    report: &mut dyn FnMut(&FitRow) -> anyhow::Result<()>,
-) -> Result<(EnergyNetwork, Parameters), TrainError> {
+    (network, images): (&EnergyNetwork, &Tensor),
+    state: &mut FitState,
+    observer: &mut dyn FitObserver,
+    checkpoints: &Path,
+    stop: &Stop,
+) -> Result<Outcome, TrainError> {
     let file = &plan.file;
-    let [_, c, h, w] = images.size()[..] else { panic!("images are [N, C, H, W]") };
-    let section = &file.energy;
-    let spec =
-        EnergySpec { kind: section.kind, width: section.width, shape: [c, h, w], sigma0: section.sigma0 };
-    let network = EnergyNetwork::new(&spec);
-    let [low, high] = section.sigma;
+    let [c, h, w] = network.spec().shape;
+    let variance = network.spec().sigma0.powi(2);
+    let [low, high] = file.energy.sigma;
     let batch = file.train.batch as f64;
-    let weight = LevelWeight::new(section);
+    let weight = LevelWeight::new(&file.energy);
     let key = (file.run.seed, file.train.batch);
-    let contrast = file.contrast.as_ref().map(|c| Contrast::new(c, &network, images, key, world.device));
+    let contrast = file.contrast.as_ref().map(|c| Contrast::new(c, network, images, key, world.device));
     let (contrast_from, contrast_weight) = match &file.contrast {
         Some(section) => ((section.from * file.train.iterations as f64) as u64, section.weight),
         None => (file.train.iterations, 0.0),
@@ -54,7 +68,7 @@ pub fn fit_energy(
         let shift = noise * per_row(&sigma, &x);
         let noisy = (x + &shift).set_requires_grad(true);
         let gradient = network.gradient(weights, &noisy, true);
-        let residual = (gradient * spec.sigma0.powi(2) - shift) / per_row(&sigma, &noisy);
+        let residual = (gradient * variance - shift) / per_row(&sigma, &noisy);
         let denoising = (residual.square() * per_row(&weight.of(&sigma), &noisy)).sum(None) / batch;
         match contrast.iter().find(|_| iteration >= contrast_from) {
             Some(contrast) => {
@@ -64,9 +78,15 @@ pub fn fit_energy(
             None => denoising,
         }
     };
-    let seed = file.run.seed;
-    let parameters = fit((&file.train, &file.compute), seed, world, network.layout(), &loss, report)?;
-    Ok((network, parameters))
+    let job = Job {
+        settings: &file.train,
+        compute: &file.compute,
+        checkpoint: &file.checkpoint,
+        identity: plan.identity(),
+        world,
+        contrast: contrast.as_ref(),
+    };
+    job.run(state, &loss, observer, checkpoints, stop)
 }
 
 /// The weight (1 + sigma²/sigma_data²)^p of a level, over its mean over the band.

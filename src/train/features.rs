@@ -1,32 +1,37 @@
 //! Fitting the LeNet-5 whose features FD-LeNet is measured on.
 
+use std::path::Path;
+
 use tch::{Kind, Tensor, no_grad};
 
 use super::TrainError;
-use super::fit::fit;
-use super::observer::FitRow;
+use super::fit::{FitState, Job};
+use super::observer::FitObserver;
+use super::run::{Outcome, Stop};
 use crate::comm::World;
 use crate::config::FeaturesPlan;
-use crate::model::{LeNet, Parameters, Weights};
+use crate::model::{LeNet, Weights};
 use crate::rng::{Shards, Stream};
 
 /// Largest shift of a training image in pixels, in each direction.
 const SHIFT: i64 = 2;
 
 /// Fits a LeNet-5 to `images` `[N, 1, 28, 28]` in [0, 1] and `labels` `[N]` by cross-entropy, on images
-/// shifted by up to two pixels; returns its averaged weights.
+/// shifted by up to two pixels, from `state` to its end or a request to stop. Checkpoints go to `checkpoints` (rank 0
+/// writes).
 ///
 /// # Errors
-/// If the loss is not finite, a collective fails, or `report` fails.
+/// If the loss is not finite, a collective fails, or the observer fails.
 pub fn fit_features(
     plan: &FeaturesPlan,
     world: &World,
-    images: &Tensor,
-    labels: &Tensor,
-    report: &mut dyn FnMut(&FitRow) -> anyhow::Result<()>,
-) -> Result<(LeNet, Parameters), TrainError> {
+    (network, images, labels): (&LeNet, &Tensor, &Tensor),
+    state: &mut FitState,
+    observer: &mut dyn FitObserver,
+    checkpoints: &Path,
+    stop: &Stop,
+) -> Result<Outcome, TrainError> {
     let file = &plan.file;
-    let network = LeNet::default();
     let (height, width) = (images.size()[2], images.size()[3]);
     let padded = images.constant_pad_nd([SHIFT; 4]);
 
@@ -44,9 +49,15 @@ pub fn fit_features(
         let shares = file.train.batch as f64 / x.size()[0] as f64;
         logits.cross_entropy_for_logits(&y) / shares
     };
-    let parameters =
-        fit((&file.train, &file.compute), file.run.seed, world, network.layout(), &loss, report)?;
-    Ok((network, parameters))
+    let job = Job {
+        settings: &file.train,
+        compute: &file.compute,
+        checkpoint: &file.checkpoint,
+        identity: plan.identity(),
+        world,
+        contrast: None,
+    };
+    job.run(state, &loss, observer, checkpoints, stop)
 }
 
 /// Fraction of `images` `[N, 1, 28, 28]` whose class is `labels` `[N]`.

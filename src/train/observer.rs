@@ -28,7 +28,7 @@ pub struct Row {
 pub struct FitRow {
     /// Updates done, from 1.
     pub iteration: u64,
-    /// Seconds so far.
+    /// Seconds so far, earlier parts of a resumed fit included.
     pub wall_seconds: f64,
     /// Mean loss over the global batch.
     pub loss: f64,
@@ -56,4 +56,13 @@ pub enum Event<'a> {
 pub trait Observer {
     /// Takes in an event. An error ends the run.
     fn observe(&mut self, event: &Event) -> anyhow::Result<()>;
+}
+
+/// Watches a fit. Called on every rank, in the same order; an error ends the fit.
+pub trait FitObserver {
+    /// Takes in an update.
+    fn row(&mut self, row: &FitRow) -> anyhow::Result<()>;
+
+    /// A checkpoint is about to be written: what was recorded must be on disk before it.
+    fn checkpoint(&mut self) -> anyhow::Result<()>;
 }

@@ -11,7 +11,7 @@ use super::adam::Adam;
 use super::average::Average;
 use super::build::Networks;
 use super::clip::RunningNorm;
-use crate::config::{Plan, Reduction, Start};
+use crate::config::{Identity, Plan, Start};
 use crate::model::{Parameters, WeightsError, WeightsFile};
 use crate::rng::Stream;
 
@@ -141,13 +141,7 @@ impl State {
     /// continuation another run.
     pub fn restore(&mut self, path: &Path, plan: &Plan) -> Result<(), StateError> {
         let file = WeightsFile::load(path)?;
-        for (key, wanted) in identity(plan) {
-            let found = file.metadata(key)?;
-            if found != wanted {
-                let path = path.display().to_string();
-                return Err(StateError::OtherRun { path, key, found: found.to_string(), wanted });
-            }
-        }
+        check_same_run(&file, path, identity(plan))?;
         let device = self.sampler.flat().device();
         // All tensors are checked before the first is written, so that a wrong file changes nothing.
         let mut restored = HashMap::new();
@@ -172,15 +166,24 @@ impl State {
     }
 }
 
-/// The settings that must not change between the parts of a run: with others it would be another run under
-/// the same name.
-fn identity(plan: &Plan) -> Vec<(&'static str, String)> {
+/// Whether a checkpoint is of a run with these settings.
+pub(super) fn check_same_run(file: &WeightsFile, path: &Path, identity: Identity) -> Result<(), StateError> {
+    for (key, wanted) in identity {
+        let found = file.metadata(key)?;
+        if found != wanted {
+            let path = path.display().to_string();
+            return Err(StateError::OtherRun { path, key, found: found.to_string(), wanted });
+        }
+    }
+    Ok(())
+}
+
+/// The identity of a run of `dft train`; its iterations and learning rates may change.
+fn identity(plan: &Plan) -> Identity {
     let file = &plan.file;
     let json = |section: serde_json::Result<String>| section.expect("a section is plain data");
     let mut identity = vec![
         ("run.seed", file.run.seed.to_string()),
-        ("compute.reduction", json(serde_json::to_string(&file.compute.reduction))),
-        ("compute.shards", file.compute.shards.to_string()),
         ("train.batch", file.train.batch.to_string()),
         ("train.schedule", json(serde_json::to_string(&file.train.schedule))),
         ("train.score_updates", file.train.score_updates().to_string()),
@@ -191,9 +194,6 @@ fn identity(plan: &Plan) -> Vec<(&'static str, String)> {
         ("[warm_start]", json(serde_json::to_string(&file.warm_start))),
         ("evaluate.features", json(serde_json::to_string(&file.evaluate.features))),
     ];
-    // The bits of a sum depend on how many threads share it; a fast reduction promises no bits.
-    if let (Reduction::Exact, Some(threads)) = (file.compute.reduction, file.compute.threads()) {
-        identity.push(("compute.threads", threads.to_string()));
-    }
+    identity.extend(file.compute.identity());
     identity
 }

@@ -318,7 +318,8 @@ fn pieces_of(plan: &Plan, rank: usize, size: usize) -> Vec<Shards> {
     Shards::of_rank(plan.file.train.batch, compute.shards, rank, size).pieces(compute.reduction)
 }
 
-fn stop_flag(stop: &Stop, device: Device) -> Tensor {
+/// 1 if this rank was asked to stop, else 0: so the wish travels with the gradient.
+pub(super) fn stop_flag(stop: &Stop, device: Device) -> Tensor {
     Tensor::from(if stop.load(Ordering::Relaxed) { 1f32 } else { 0f32 }).to_device(device)
 }
 

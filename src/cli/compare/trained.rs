@@ -15,8 +15,8 @@ use crate::cli::evaluate::timed;
 use crate::cli::metrics::{draw_points, draw_samples, output_sigma};
 use crate::cli::run_directory::RunDirectory;
 use crate::cli::run_observer::{RunObserver, Yardsticks};
+use crate::cli::run_record::start_record;
 use crate::cli::summary::Score;
-use crate::cli::train::start_record;
 use crate::config::{CheckpointSection, ComputeSection, EvaluateSection, Plan, TrainFile, load};
 use crate::metric::chunks;
 use crate::model::write_atomically;
@@ -47,7 +47,7 @@ impl Bench<'_> {
         let mut state = State::initial(&plan, &networks, world.device);
         let besides = format!("{} {best_of:?}", self.content(job.target)?);
         let directory = continue_or_start(home, &plan, &besides, &mut state)?;
-        let record = start_record(home, world, &plan, &state)?;
+        let record = start_record(home, world, &plan.to_toml(), state.iteration)?;
         let first = state.iteration;
         let along = match (best_of, self.posterior(job)?) {
             (Some(_), Some(posterior)) => Some(posterior.measure_along()?),
