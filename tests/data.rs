@@ -28,11 +28,32 @@ fn mnist_has_its_published_moments_and_classes() {
     assert_eq!(mnist.labels(Split::Test).size(), [10_000]);
 }
 
+/// 0.2860 and 0.3530 are what is commonly listed for normalising it, and it has 6,000 images of each class.
+#[test]
+#[ignore = "wants `dft data fashion-mnist`"]
+fn a_directory_with_fashion_mnist_is_known_by_its_content() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(Dataset::FashionMnist.default_directory());
+    // Whatever the directory is called.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let link = elsewhere.path().join("mnist");
+    std::os::unix::fs::symlink(directory, &link).unwrap();
+    let fashion = Mnist::load(&link).unwrap();
+    let images = fashion.images(Split::Train).to_kind(Kind::Double);
+    assert!((images.mean(Kind::Double).double_value(&[]) - 0.2860).abs() < 5e-5);
+    assert!((images.std(false).double_value(&[]) - 0.3530).abs() < 5e-5);
+    let labels = fashion.labels(Split::Train);
+    assert_eq!(Vec::<i64>::try_from(labels.bincount(None::<tch::Tensor>, 10)).unwrap(), [6000; 10]);
+}
+
 #[test]
 fn absent_data_set_says_how_to_bring_it() {
     let directory = tempfile::tempdir().unwrap();
     let error = Mnist::load_as(Dataset::FashionMnist, directory.path()).err().unwrap();
     assert!(error.to_string().contains("run `dft data fashion-mnist`"), "{error:#}");
+    for (name, wanted) in [("fashion-mnist", "fashion-mnist"), ("mnist", "mnist"), ("mine", "mnist")] {
+        let error = Mnist::load(&directory.path().join(name)).err().unwrap();
+        assert!(error.to_string().contains(&format!("run `dft data {wanted}`")), "{error:#}");
+    }
     let error = Mnist::load_as(Dataset::Covertype, directory.path()).err().unwrap();
     assert!(error.to_string().contains("covertype is not a data set of images"), "{error:#}");
 }

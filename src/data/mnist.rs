@@ -31,12 +31,12 @@ struct Examples {
 }
 
 impl Mnist {
-    /// Loads MNIST from the directory of its four files and verifies them.
+    /// Loads MNIST or Fashion-MNIST, whichever lies there, from the directory of its four files and verifies them.
     ///
     /// # Errors
     /// When a file is absent, truncated or altered; the message says what was wanted and found.
     pub fn load(directory: &Path) -> Result<Self> {
-        Self::load_as(Dataset::Mnist, directory)
+        Self::load_as(kind_of(directory), directory)
     }
 
     /// Loads a data set in the format of MNIST, see [`Mnist::load`].
@@ -82,6 +82,16 @@ impl Mnist {
             Split::Test => &self.test,
         }
     }
+}
+
+/// The data set in a directory, by the smallest of its files; by the directory's name where that file is of neither.
+fn kind_of(directory: &Path) -> Dataset {
+    let known = [Dataset::Mnist, Dataset::FashionMnist];
+    let is_there = |dataset: &Dataset| {
+        dataset.files().last().is_some_and(|file| verify::is_complete(directory, file).unwrap_or(false))
+    };
+    let is_named = |dataset: &Dataset| directory.file_name().is_some_and(|name| name == dataset.name());
+    known.into_iter().find(is_there).or(known.into_iter().find(is_named)).unwrap_or(Dataset::Mnist)
 }
 
 fn load_pixels(directory: &Path, file: &DataFile, remedy: &str) -> Result<Tensor> {

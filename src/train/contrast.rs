@@ -133,9 +133,11 @@ impl<'a> Contrast<'a> {
             let [noise] = piece.draw(key, self.device, |generator, rows| {
                 [generator.normal(&[&[rows.end - rows.start], &self.images.size()[1..]].concat())]
             });
-            let at = x.set_requires_grad(true);
-            let gradient = self.network.gradient(weights, &at, false);
-            x = no_grad(|| at.detach() - gradient * (section.step_size * variance) + noise * &scale);
+            let gradient = match self.network.by_hand(weights, &x, None) {
+                Some(by_hand) => by_hand.gradient,
+                None => self.network.gradient(weights, &x.detach().set_requires_grad(true), false),
+            };
+            x = no_grad(|| &x - gradient * (section.step_size * variance) + noise * &scale);
         }
         no_grad(|| states.select(0, turn).copy_(&x));
         // A step of size h leaves 1/(1 − h/2) of the variance of noise: the data get as much.
