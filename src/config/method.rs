@@ -174,7 +174,7 @@ pub struct MethodSection {
     pub fisher_weight: f64,
     /// c of `huber`: a coordinate in which the scores differ by less than c/sigma counts as in `dft`, one in which they
     /// differ by more counts linearly.
-    #[serde(default = "one")]
+    #[serde(default = "one", skip_serializing_if = "is_one")]
     pub huber_scale: f64,
     /// alpha of `sid`.
     #[serde(default = "one")]
@@ -218,6 +218,10 @@ fn default_sigma_data() -> f64 {
 }
 fn one() -> f64 {
     1.0
+}
+/// Settings that came later are written only where they are used, so that runs from before go on.
+fn is_one(value: &f64) -> bool {
+    *value == 1.0
 }
 
 impl MethodSection {
