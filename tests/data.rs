@@ -28,6 +28,15 @@ fn mnist_has_its_published_moments_and_classes() {
     assert_eq!(mnist.labels(Split::Test).size(), [10_000]);
 }
 
+#[test]
+fn a_data_set_is_known_by_its_content_whatever_its_directory_is_called() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(Dataset::Mnist.default_directory());
+    let elsewhere = tempfile::tempdir().unwrap();
+    let link = elsewhere.path().join("fashion-mnist");
+    std::os::unix::fs::symlink(directory, &link).unwrap();
+    assert_eq!(Mnist::load(&link).unwrap().images(Split::Test).size(), [10_000, 1, 28, 28]);
+}
+
 /// 0.2860 and 0.3530 are what is commonly listed for normalising it, and it has 6,000 images of each class.
 #[test]
 #[ignore = "wants `dft data fashion-mnist`"]

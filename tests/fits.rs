@@ -63,22 +63,28 @@ fn a_fit_that_lost_its_end_gets_the_same_bits_from_its_checkpoint_on_any_number_
     let whole = energy(2, &run, &[]);
     assert_eq!(whole.code, 0, "{}", whole.output);
     let (expected, at_end) = (sha256(&weights), sha256(&checkpoint(&run, 8)));
+    let series = |name| RunReader::open(run.join("run.h5")).unwrap().series("train", name).unwrap();
+    let seconds = series("wall_seconds");
     // Chains move from the third update on, so the checkpoint after the fourth has some.
     for ranks in [1, 4] {
         fs::remove_file(&weights).unwrap();
         fs::remove_file(checkpoint(&run, 8)).unwrap();
         let resumed = energy(ranks, &run, &["--resume"]);
         assert_eq!(resumed.code, 0, "{}", resumed.output);
+        assert!(resumed.output.contains("resumed at update 4 of 8"), "{}", resumed.output);
         assert_eq!(sha256(&weights), expected, "weights with {ranks} ranks");
         assert_eq!(sha256(&checkpoint(&run, 8)), at_end, "state with {ranks} ranks, chains included");
-        let rows = RunReader::open(run.join("run.h5")).unwrap().series("train", "iteration").unwrap();
-        assert_eq!(rows, (1..=8).map(f64::from).collect::<Vec<_>>());
+        assert_eq!(series("iteration"), (1..=8).map(f64::from).collect::<Vec<_>>());
+        // The rows before the checkpoint are those of the first part.
+        assert_eq!(series("wall_seconds")[..4], seconds[..4]);
     }
     // A fit that is done is done again at no cost, and overwrites nothing unasked.
     let done = energy(1, &run, &["--resume"]);
     assert!(done.code == 2 && done.output.contains("add --force"), "{}", done.output);
+    let seconds = series("wall_seconds");
     let done = energy(1, &run, &["--resume", "--force"]);
     assert_eq!((done.code, sha256(&weights)), (0, expected), "{}", done.output);
+    assert_eq!(series("wall_seconds"), seconds);
 
     for (setting, key) in
         [("energy.sigma0=0.2", "[energy]"), ("contrast.steps=3", "[contrast]"), ("train.lr=1e-4", "[train]")]
@@ -115,5 +121,6 @@ fn a_signal_stops_a_fit_with_a_checkpoint_from_which_it_goes_on() {
     assert!(!run.join("weights.safetensors").exists());
     let resumed = run_within(fit(&["--resume"]), LIMIT);
     assert_eq!(resumed.code, 0, "{}", resumed.output);
+    assert!(resumed.output.contains("resumed at update "), "{}", resumed.output);
     assert!(checkpoint(&run, 60).exists() && run.join("weights.safetensors").exists());
 }

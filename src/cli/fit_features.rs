@@ -5,7 +5,7 @@ use tracing::info;
 use super::arguments::Fit;
 use super::fit_record::FitRun;
 use super::session::{Exit, Session};
-use super::train::watch_signals;
+use super::signals::watch_signals;
 use crate::config::{FeaturesFile, load};
 use crate::data::{Mnist, Split};
 use crate::model::LeNet;

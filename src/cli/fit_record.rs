@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::arguments::Fit;
 use super::progress::Progress;
@@ -16,8 +16,8 @@ use crate::model::WeightsFile;
 use crate::record::{Cell, Column, RunFile};
 use crate::train::{FitObserver, FitRow, FitState, Outcome};
 
-/// Updates between flushes of the log.
-const FLUSH_EVERY: u64 = 1000;
+/// Updates between flushes of the log, for who watches it.
+const FLUSH_EVERY: u64 = 100;
 
 /// A fit in progress, seen from one rank; only rank 0 writes.
 pub struct FitRun {
@@ -32,6 +32,10 @@ pub struct FitRun {
 
 impl FitRun {
     /// Makes the run directory and its record; or opens them, and brings `state` to where the fit was.
+    ///
+    /// # Errors
+    /// If the directory holds a run already, or none to resume; if its checkpoint is of another fit; or if the weights
+    /// must not or could not be written.
     pub fn start(
         session: &Session,
         arguments: &Fit,
@@ -46,6 +50,9 @@ impl FitRun {
         session.prepare_on_root(|| check_output(&output, arguments.force))?;
         if let Some(checkpoint) = checkpoint {
             session.prepare(run_directory::explain(state.restore(&checkpoint, identity), world))?;
+            if world.is_root() {
+                info!("resumed at update {} of {iterations}", state.iteration);
+            }
         }
         let record = session.prepare_on_root(|| start_record(&path, world, config, state.iteration))?;
         Ok(FitRun {
@@ -64,6 +71,9 @@ impl FitRun {
     }
 
     /// Leaves, on all ranks together, if the fit was stopped.
+    ///
+    /// # Errors
+    /// The exit code of a run that was stopped.
     pub fn end(&self, session: &Session, outcome: Outcome, state: &FitState) -> Result<(), Exit> {
         if outcome == Outcome::Done {
             return Ok(());
@@ -73,6 +83,28 @@ impl FitRun {
         }
         session.work(session.world.collective().barrier())?;
         Err(Exit(STOPPED))
+    }
+
+    /// Writes the averaged weights with `metadata` and where they come from; returns where they are.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn finish(self, state: &FitState, metadata: &[(&str, String)]) -> Result<PathBuf> {
+        self.progress.finish();
+        if let Some((_directory, mut record)) = self.directory {
+            record.flush()?;
+            let mut metadata = metadata.to_vec();
+            metadata.extend([
+                ("command", command_line()),
+                ("seed", self.seed.to_string()),
+                ("commit", env!("DFT_COMMIT").to_string()),
+                ("version", env!("CARGO_PKG_VERSION").to_string()),
+            ]);
+            WeightsFile::save(&self.output, &state.average.parameters.named(), &metadata)
+                .with_context(|| format!("cannot write weights {}", self.output.display()))?;
+            record.remove_backup()?;
+        }
+        Ok(self.output)
     }
 }
 
@@ -110,27 +142,6 @@ impl FitObserver for FitRun {
 
     fn checkpoint(&mut self) -> Result<()> {
         self.directory.as_mut().map_or(Ok(()), |(_, record)| record.back_up())
-    }
-}
-
-impl FitRun {
-    /// Writes the averaged weights with `metadata` and where they come from; returns where they are.
-    pub fn finish(self, state: &FitState, metadata: &[(&str, String)]) -> Result<PathBuf> {
-        self.progress.finish();
-        if let Some((_directory, mut record)) = self.directory {
-            record.flush()?;
-            let mut metadata = metadata.to_vec();
-            metadata.extend([
-                ("command", command_line()),
-                ("seed", self.seed.to_string()),
-                ("commit", env!("DFT_COMMIT").to_string()),
-                ("version", env!("CARGO_PKG_VERSION").to_string()),
-            ]);
-            WeightsFile::save(&self.output, &state.average.parameters.named(), &metadata)
-                .with_context(|| format!("cannot write weights {}", self.output.display()))?;
-            record.remove_backup()?;
-        }
-        Ok(self.output)
     }
 }
 

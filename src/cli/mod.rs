@@ -20,6 +20,7 @@ mod run_observer;
 mod run_record;
 mod sample;
 mod session;
+mod signals;
 mod summary;
 mod train;
 

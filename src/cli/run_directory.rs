@@ -13,8 +13,15 @@ use crate::model::WeightsError;
 use crate::train::{Newest, StateError, newest_checkpoint, remove_partial_checkpoints};
 
 /// Files in it that are written under a temporary name first, which a killed process may leave.
-const WRITTEN: [&str; 6] =
-    ["config.toml", "summary.json", "sampler.safetensors", BEST_SAMPLER, "run.h5", "run.h5.backup"];
+const WRITTEN: [&str; 7] = [
+    "config.toml",
+    "summary.json",
+    "sampler.safetensors",
+    BEST_SAMPLER,
+    "weights.safetensors",
+    "run.h5",
+    "run.h5.backup",
+];
 
 /// The sampler of the evaluation with the least Fréchet distance.
 pub const BEST_SAMPLER: &str = "sampler-best.safetensors";
@@ -119,6 +126,9 @@ impl RunDirectory {
 
 /// Makes the directory of a run on rank 0, or opens it to continue. Every rank gets the checkpoint that rank 0 chose to go
 /// on from.
+///
+/// # Errors
+/// Those of [`RunDirectory::create`] and [`RunDirectory::resume`], on all ranks.
 pub fn open(
     session: &Session,
     path: &Path,
@@ -135,6 +145,9 @@ pub fn open(
 }
 
 /// Explains the error of a rank that cannot read the checkpoint which rank 0 has read before.
+///
+/// # Errors
+/// The one that it was given.
 pub fn explain(restored: Result<(), StateError>, world: &World) -> Result<()> {
     match &restored {
         Err(StateError::Weights(WeightsError::Unreadable { .. } | WeightsError::Damaged { .. }))

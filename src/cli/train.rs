@@ -1,17 +1,10 @@
 //! `dft train`: a one-step sampler of the configured target.
 
-use std::collections::HashMap;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use comfy_table::{Table, presets};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
-use signal_hook::iterator::Signals;
-use signal_hook::low_level::emulate_default_handler;
 use tch::Kind;
 use tracing::warn;
 
@@ -23,15 +16,13 @@ use super::rehearse;
 use super::run_directory;
 use super::run_observer::{RunObserver, Yardsticks};
 use super::run_record::{device_name, start_record, target_name};
-use super::session::{Exit, FAILURE, STOPPED, Session};
+use super::session::{Exit, STOPPED, Session};
+use super::signals::watch_signals;
 use crate::comm::World;
 use crate::config::{EvaluateSection, Plan, TargetSection, TrainFile, load};
 use crate::metric::PointReference;
 use crate::target::{LogisticProblem, load_exact};
-use crate::train::{Networks, Outcome, State, Stop, run as train};
-
-/// Signals of one kind that come within this time are one request.
-const SAME_SIGNAL: Duration = Duration::from_secs(5);
+use crate::train::{Networks, Outcome, State, run as train};
 
 /// Runs the command on this rank.
 pub fn run(arguments: &Train) -> Result<(), Exit> {
@@ -130,32 +121,6 @@ fn posterior(
         }
     }
     PosteriorMeasure::new(problem, (*samples, (*point_sets).max(1)), found.as_ref()).map(Some)
-}
-
-/// SIGTERM and SIGUSR1 ask for a checkpoint and an end; SIGINT, from a person, as well.
-pub(super) fn watch_signals() -> Result<Arc<Stop>> {
-    let stop = Arc::new(Stop::new(false));
-    // A file that outgrows `ulimit -f` shall be an error of the write, like a full disk, and not the end of the process.
-    signal_hook::flag::register(SIGXFSZ, Arc::default()).context("cannot watch for signals")?;
-    let mut signals = Signals::new([SIGTERM, SIGUSR1, SIGINT]).context("cannot watch for signals")?;
-    let asked = Arc::clone(&stop);
-    let watch = move || {
-        let mut seen = HashMap::new();
-        for signal in signals.forever() {
-            asked.store(true, Ordering::Relaxed);
-            // A second one of the same kind ends the process; but a scheduler that signals every process of a job, and a
-            // launcher that hands on what it got itself, mean one and the same.
-            let first: &Instant = seen.entry(signal).or_insert_with(Instant::now);
-            if first.elapsed() > SAME_SIGNAL && emulate_default_handler(signal).is_err() {
-                std::process::exit(i32::from(FAILURE));
-            }
-        }
-    };
-    std::thread::Builder::new()
-        .name("signals".to_string())
-        .spawn(watch)
-        .context("cannot start the thread that watches for signals")?;
-    Ok(stop)
 }
 
 fn print_plan(plan: &Plan, world: &World, networks: &Networks, state: &State, path: &Path) {

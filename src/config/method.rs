@@ -172,7 +172,7 @@ pub struct MethodSection {
     /// Weight of the Fisher part in `hybrid`.
     #[serde(default = "one")]
     pub fisher_weight: f64,
-    /// c of `huber`: a coordinate in which the scores differ by less than c/sigma counts as in `dft`, one in which they
+    /// Of `huber`: a coordinate in which the scores differ by less than huber_scale/sigma counts as in `dft`, one in which they
     /// differ by more counts linearly.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub huber_scale: f64,
@@ -266,7 +266,7 @@ impl MethodSection {
                 has_denoising_term || !variate,
                 "method.variance",
                 &"control_variate",
-                "\"plain\" or \"antithetic\": it is for the denoising term, which only the kinds dft and hybrid have",
+                "\"plain\" or \"antithetic\": it cancels the denoising term of the squared distance, which only the kinds dft and hybrid have",
             ),
             (
                 self.smoothing == 0 || self.kinds().all(|kind| kind == FieldKind::Kl),

@@ -121,9 +121,9 @@ pub enum Features {
     None,
     /// The sample itself, against exact samples of the target: metric `fd`.
     Identity,
-    /// The 84 features of a LeNet-5 trained by `dft fit-features`, against MNIST: metric `fd_lenet`.
+    /// The 84 features of a LeNet-5 trained by `dft fit-features`, against `evaluate.data`: metric `fd_lenet`.
     Lenet,
-    /// Any TorchScript extractor `[B, C, H, W] -> [B, F]`, against MNIST: metric `fd`.
+    /// Any TorchScript extractor `[B, C, H, W] -> [B, F]`, against `evaluate.data`: metric `fd`.
     TorchScript(PathBuf),
 }
 
@@ -408,7 +408,7 @@ impl TrainFile {
 }
 
 impl Plan {
-    /// The configuration as TOML, every default written out.
+    /// The configuration as TOML, defaults written out, but for those of settings that came later than others.
     pub fn to_toml(&self) -> String {
         toml::to_string(&self.file).expect("a configuration is a table of plain values")
     }

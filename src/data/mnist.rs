@@ -8,6 +8,9 @@ use tch::{Kind, Tensor};
 use super::dataset::{DataFile, Dataset};
 use super::{idx, verify};
 
+/// Bytes below which a file is hashed a second time to see what it is: labels, not images.
+const SMALL: u64 = 1 << 20;
+
 /// Which part of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
@@ -84,11 +87,12 @@ impl Mnist {
     }
 }
 
-/// The data set in a directory, by the smallest of its files; by the directory's name where that file is of neither.
+/// The data set in a directory, by one of its small files; by the directory's name where they are of neither.
 fn kind_of(directory: &Path) -> Dataset {
     let known = [Dataset::Mnist, Dataset::FashionMnist];
     let is_there = |dataset: &Dataset| {
-        dataset.files().last().is_some_and(|file| verify::is_complete(directory, file).unwrap_or(false))
+        let mut small = dataset.files().iter().filter(|file| file.bytes < SMALL);
+        small.any(|file| verify::is_complete(directory, file).unwrap_or(false))
     };
     let is_named = |dataset: &Dataset| directory.file_name().is_some_and(|name| name == dataset.name());
     known.into_iter().find(is_there).or(known.into_iter().find(is_named)).unwrap_or(Dataset::Mnist)

@@ -15,6 +15,9 @@ use crate::model::{EnergyNetwork, EnergySpec, Weights, per_row};
 use crate::rng::{Shards, Stream};
 
 /// The network of an energy of `images` `[N, C, H, W]`.
+///
+/// # Panics
+/// If `images` has other dimensions.
 pub fn energy_network(section: &EnergySection, images: &Tensor) -> EnergyNetwork {
     let [_, c, h, w] = images.size()[..] else { panic!("images are [N, C, H, W]") };
     EnergyNetwork::new(&EnergySpec {
@@ -33,7 +36,7 @@ pub fn energy_network(section: &EnergySection, images: &Tensor) -> EnergyNetwork
 /// between noisy data and chains comes on top. Checkpoints go to `checkpoints` (rank 0 writes).
 ///
 /// # Errors
-/// If the loss is not finite, a collective fails, or the observer fails.
+/// If the loss is not finite, ranks differ, a collective or the observer fails, or a checkpoint cannot be written.
 pub fn fit_energy(
     plan: &EnergyPlan,
     world: &World,

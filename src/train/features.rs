@@ -21,7 +21,7 @@ const SHIFT: i64 = 2;
 /// writes).
 ///
 /// # Errors
-/// If the loss is not finite, a collective fails, or the observer fails.
+/// If the loss is not finite, ranks differ, a collective or the observer fails, or a checkpoint cannot be written.
 pub fn fit_features(
     plan: &FeaturesPlan,
     world: &World,

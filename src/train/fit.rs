@@ -4,6 +4,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
+use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use super::TrainError;
@@ -14,7 +15,7 @@ use super::clip::RunningNorm;
 use super::contrast::Contrast;
 use super::observer::{FitObserver, FitRow};
 use super::reduce::{Part, reduce};
-use super::run::{Outcome, Stop};
+use super::run::{Outcome, Stop, same_on_all_ranks};
 use super::schedule::{learning_rate_factor, rise};
 use super::state::{StateError, check_same_run};
 use super::updates::stop_flag;
@@ -179,13 +180,16 @@ impl Job<'_> {
         Ok(Outcome::Done)
     }
 
-    /// Writes a checkpoint, and returns on all ranks when it is on disk.
+    /// Writes a checkpoint once all ranks are known to hold the same, and returns on all ranks when it is on disk.
     fn save(
         &self,
         state: &FitState,
         observer: &mut dyn FitObserver,
         checkpoints: &Path,
     ) -> Result<(), TrainError> {
+        let mut digest = Sha256::new();
+        state.parameters.digest(&mut digest);
+        same_on_all_ranks(self.world, state.iteration, &format!("{:x}", digest.finalize()))?;
         observer.checkpoint()?;
         let chains = self.contrast.map(|contrast| contrast.collect(self.world)).transpose()?.flatten();
         if self.world.is_root() {

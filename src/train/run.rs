@@ -115,7 +115,7 @@ fn save(
     observer: &mut dyn Observer,
     checkpoints: &Path,
 ) -> Result<(), TrainError> {
-    same_on_all_ranks(world, state)?;
+    same_on_all_ranks(world, state.iteration, &state.parameters_sha256())?;
     observer.observe(&Event::Checkpoint(state.iteration))?;
     if world.is_root() {
         state.save(&checkpoints.join(checkpoint::file_name(state.iteration)), plan)?;
@@ -125,9 +125,9 @@ fn save(
 }
 
 /// Every rank makes the same updates from the same sums, so all hold the same bits; a rank that does not has
-/// a hardware or library fault, and nothing it computes can be trusted.
-fn same_on_all_ranks(world: &World, state: &State) -> Result<(), TrainError> {
-    let hashes = world.gather_strings(&state.parameters_sha256());
+/// a hardware or library fault, and nothing it computes can be trusted. `sha256` is that of this rank's parameters.
+pub(super) fn same_on_all_ranks(world: &World, iteration: u64, sha256: &str) -> Result<(), TrainError> {
+    let hashes = world.gather_strings(sha256);
     let holders = |hash: &String| hashes.iter().filter(|other| *other == hash).count();
     let most = hashes.iter().map(holders).max().unwrap_or(0);
     if most == hashes.len() {
@@ -136,5 +136,5 @@ fn same_on_all_ranks(world: &World, state: &State) -> Result<(), TrainError> {
     // Without a majority nobody knows who is right.
     let is_known = 2 * most > hashes.len();
     let ranks = (0..hashes.len()).filter(|rank| !is_known || holders(&hashes[*rank]) < most).collect();
-    Err(TrainError::Replicas { iteration: state.iteration, ranks })
+    Err(TrainError::Replicas { iteration, ranks })
 }

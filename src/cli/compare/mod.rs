@@ -31,7 +31,7 @@ use super::arguments::Compare;
 use super::progress::Progress;
 use super::run_directory::RunDirectory;
 use super::session::{Exit, STOPPED, Session};
-use super::train::watch_signals;
+use super::signals::watch_signals;
 use crate::comm::World;
 use crate::config::{CompareFile, ComparePlan, load};
 use crate::model::write_atomically;
