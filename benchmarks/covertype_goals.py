@@ -8,7 +8,7 @@ Every goal is of each split; the table has the worst split, and all of them in b
 import json
 import sys
 
-METHODS = ["kl", "dft", "kl-dft", "laplace", "dsvi", "nuts", "hmc", "sgld", "svgd"]
+METHODS = ["kl", "dft", "huber", "kl-dft", "laplace", "dsvi", "nuts", "hmc", "sgld", "svgd"]
 
 
 def off(name):
