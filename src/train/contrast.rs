@@ -26,8 +26,6 @@ pub(super) struct Contrast<'a> {
     /// States `[chains a row, rows, C, H, W]` by the first of their rows: a chain belongs to a row of the global batch, so
     /// nothing of it depends on the number of ranks.
     chains: RefCell<BTreeMap<i64, Tensor>>,
-    /// States `[chains a row, batch, C, H, W]` of all ranks that a checkpoint had, for chains that have not moved since.
-    restored: RefCell<Option<Tensor>>,
 }
 
 impl<'a> Contrast<'a> {
@@ -38,21 +36,16 @@ impl<'a> Contrast<'a> {
         (seed, batch): (u64, usize),
         device: Device,
     ) -> Self {
-        Contrast {
-            section,
-            network,
-            images,
-            seed,
-            batch,
-            device,
-            chains: RefCell::default(),
-            restored: RefCell::default(),
-        }
+        Contrast { section, network, images, seed, batch, device, chains: RefCell::default() }
     }
 
-    /// Goes on with the chains that [`collect`](Self::collect) gave.
-    pub(super) fn restore(&self, chains: Tensor) {
-        *self.restored.borrow_mut() = Some(chains);
+    /// Goes on with the chains that [`collect`](Self::collect) gave, those of this rank's pieces.
+    pub(super) fn restore(&self, chains: &Tensor, pieces: &[Shards]) {
+        let own = pieces.iter().map(|piece| {
+            let first = (piece.first * piece.rows) as i64;
+            (first, chains.narrow(1, first, (piece.count * piece.rows) as i64).copy())
+        });
+        self.chains.borrow_mut().extend(own);
     }
 
     /// The chains of all ranks, `[chains a row, batch, C, H, W]`, on every rank; none before their first update. All ranks
@@ -110,9 +103,6 @@ impl<'a> Contrast<'a> {
         let mut chains = self.chains.borrow_mut();
         let first = (piece.first * piece.rows) as i64;
         let states = chains.entry(first).or_insert_with(|| {
-            if let Some(restored) = self.restored.borrow().as_ref() {
-                return restored.narrow(1, first, (piece.count * piece.rows) as i64).copy();
-            }
             let starts: Vec<Tensor> = (0..self.chains_a_row())
                 .map(|turn| self.noisy_data(piece, Numbers::Start(turn as u64), &self.levels(piece, turn)))
                 .collect();

@@ -134,7 +134,7 @@ impl Job<'_> {
         let shards = Shards::of_rank(settings.batch, compute.shards, world.rank, world.size);
         let pieces = shards.pieces(compute.reduction);
         if let (Some(contrast), Some(chains)) = (self.contrast, state.chains.take()) {
-            contrast.restore(chains);
+            contrast.restore(&chains, &pieces);
         }
         let (started, seconds_before) = (Instant::now(), state.wall_seconds);
         while state.iteration < settings.iterations {
