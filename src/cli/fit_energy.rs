@@ -9,7 +9,7 @@ use super::session::{Exit, Session};
 use super::signals::watch_signals;
 use crate::config::{EnergyFile, load};
 use crate::data::{Mnist, Split};
-use crate::train::{FitState, energy_network, fit_energy};
+use crate::train::{energy_network, fit_energy};
 
 /// Runs the command on this rank.
 pub fn run(arguments: &Fit) -> Result<(), Exit> {
@@ -23,11 +23,10 @@ pub fn run(arguments: &Fit) -> Result<(), Exit> {
     let file = &plan.file;
     let images = session.prepare(Mnist::load(&file.train.data).map(|mnist| mnist.images(Split::Train)))?;
     let network = energy_network(&file.energy, &images);
-    let mut state = FitState::initial(network.layout(), &file.train, file.run.seed, world.device);
     let text = toml::to_string(file).expect("a configuration is a table of plain values");
-    let (run, iterations) = (&file.run, file.train.iterations);
-    let mut record =
-        FitRun::start(&session, arguments, (run, &text), iterations, plan.identity(), &mut state)?;
+    let settings = (&file.run, &file.train, text.as_str());
+    let (mut record, mut state) =
+        FitRun::start(&session, arguments, network.layout(), settings, plan.identity())?;
 
     let checkpoints = record.checkpoints();
     let of = (&network, &images);

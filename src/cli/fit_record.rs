@@ -1,6 +1,7 @@
 //! What a fit leaves behind: its directory, its log, checkpoints, and weights that say where they come from.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 use tracing::{info, warn};
@@ -11,8 +12,8 @@ use super::run_directory::{self, RunDirectory};
 use super::run_record::start_record;
 use super::session::{Exit, STOPPED, Session};
 use super::summary::command_line;
-use crate::config::{Identity, RunSection};
-use crate::model::WeightsFile;
+use crate::config::{FitSection, Identity, RunSection};
+use crate::model::{Layout, WeightsFile};
 use crate::record::{Cell, Column, RunFile};
 use crate::train::{FitObserver, FitRow, FitState, Outcome};
 
@@ -31,7 +32,7 @@ pub struct FitRun {
 }
 
 impl FitRun {
-    /// Makes the run directory and its record; or opens them, and brings `state` to where the fit was.
+    /// Makes the run directory, its record and the first state; or opens them, with the state where the fit was.
     ///
     /// # Errors
     /// If the directory holds a run already, or none to resume; if its checkpoint is of another fit; or if the weights
@@ -39,15 +40,16 @@ impl FitRun {
     pub fn start(
         session: &Session,
         arguments: &Fit,
-        (run, config): (&RunSection, &str),
-        iterations: u64,
+        layout: &Rc<Layout>,
+        (run, train, config): (&RunSection, &FitSection, &str),
         identity: Identity,
-        state: &mut FitState,
-    ) -> Result<Self, Exit> {
+    ) -> Result<(Self, FitState), Exit> {
         let (world, path) = (&session.world, run.directory());
         let output = arguments.output.clone().unwrap_or_else(|| path.join("weights.safetensors"));
         let (directory, checkpoint) = run_directory::open(session, &path, arguments.resume)?;
         session.prepare_on_root(|| check_output(&output, arguments.force))?;
+        let mut state = FitState::initial(layout, train, run.seed, world.device);
+        let iterations = train.iterations;
         if let Some(checkpoint) = checkpoint {
             session.prepare(run_directory::explain(state.restore(&checkpoint, identity), world))?;
             if world.is_root() {
@@ -55,14 +57,15 @@ impl FitRun {
             }
         }
         let record = session.prepare_on_root(|| start_record(&path, world, config, state.iteration))?;
-        Ok(FitRun {
+        let record = FitRun {
             path,
             directory: directory.zip(record),
             output,
             seed: run.seed,
             progress: Progress::new("fit", state.iteration, iterations, world.is_root()),
             recent: f64::NAN,
-        })
+        };
+        Ok((record, state))
     }
 
     /// Where checkpoints go.
