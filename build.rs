@@ -22,6 +22,7 @@ fn main() {
     for directory in run_path {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{}", directory.display());
     }
+    build_cuda_shim(&libtorch);
     fact("DFT_COMMIT", &commit());
     fact("DFT_BUILD_LIBTORCH", &libtorch_version(&libtorch));
 }
@@ -53,6 +54,46 @@ fn cuda_library_directories(libtorch: &Path) -> Vec<PathBuf> {
             ["nccl", "cu13", "cudnn"].iter().map(|part| site.join("nvidia").join(part).join("lib")).collect()
         }
         _ => Vec::new(),
+    }
+}
+
+/// Makes of `src/comm/cuda.cpp` a library that the program carries, where the headers for it are: libtorch's, and the CUDA
+/// runtime's from the Python wheels or `CUDA_HOME`. It is not linked to anything, so no GPU and no CUDA libraries are needed.
+fn build_cuda_shim(libtorch: &Path) {
+    println!("cargo::rustc-check-cfg=cfg(dft_cuda_shim)");
+    println!("cargo:rerun-if-changed=src/comm/cuda.cpp");
+    println!("cargo:rerun-if-env-changed=CUDA_HOME");
+    let site = libtorch.canonicalize().ok().and_then(|path| path.parent().map(Path::to_path_buf));
+    let wheels = site.map(|site| site.join("nvidia/cu13/include"));
+    let toolkit = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("include"));
+    let headers = [toolkit, wheels].into_iter().flatten().find(|folder| {
+        let wanted = ["cuda_runtime_api.h", "crt/host_defines.h"].map(|name| folder.join(name));
+        println!("cargo:rerun-if-changed={}", wanted[1].display());
+        wanted.iter().all(|file| file.exists())
+    });
+    let Some(headers) = headers.filter(|_| libtorch.join("include/ATen/cuda/CUDAGraph.h").exists()) else {
+        return; // compute.cuda_graphs and compute.precision then say what is missing
+    };
+    let output = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it")).join("libdft-cuda.so");
+    let mut compiler = cc::Build::new().cpp(true).opt_level(1).get_compiler().to_command();
+    compiler.args(["-std=c++20", "-shared", "-fPIC", "-fvisibility=default", "-w"]);
+    for folder in [libtorch.join("include"), headers] {
+        compiler.arg("-isystem").arg(folder);
+    }
+    let made = compiler.arg("-o").arg(&output).arg("src/comm/cuda.cpp").output();
+    match made {
+        Ok(made) if made.status.success() => {
+            fact("DFT_CUDA_SHIM", &output.display().to_string());
+            println!("cargo:rustc-cfg=dft_cuda_shim");
+        }
+        Ok(made) => {
+            let words = String::from_utf8_lossy(&made.stderr).into_owned();
+            let first = words.lines().find(|line| line.contains("error")).unwrap_or("no message").to_owned();
+            println!(
+                "cargo::warning=src/comm/cuda.cpp does not compile, so CUDA graphs are left out: {first}"
+            );
+        }
+        Err(error) => println!("cargo::warning=no C++ compiler for src/comm/cuda.cpp: {error}"),
     }
 }
 

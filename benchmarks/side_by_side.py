@@ -91,6 +91,8 @@ def measure_dft(case, ranks, home):
     config, chosen, iterations, samples = settings(case)
     launch = ["launch/mpirun.sh", str(ranks)] if ranks > 1 else [*pinned(ranks), DFT]
     common = ["--set", "compute.threads=1", "--set", f"compute.device={DEVICE}", *chosen]
+    if DEVICE == "cuda":
+        common += ["--set", "compute.cuda_graphs=true"]
     log = home / "dft.log"
 
     def train(count, directory):

@@ -79,6 +79,25 @@ wait "$job" && fail "a failure after SIGKILL of a rank" "exit code 0" "see $runs
 ((SECONDS - killed_at < 60)) || fail "the end within 60 s" "$((SECONDS - killed_at)) s" "see $runs/killed.log"
 printf 'ended after %d s\n' $((SECONDS - killed_at))
 
+step "CUDA graphs: the same hash as call by call"
+graphs=("${exact[@]}" --set train.iterations=300)
+ranks 1 train "${graphs[@]}" --run "$runs/graphs" --set compute.cuda_graphs=true >"$runs/graphs.log"
+[[ $(sha256_of graphs) == "$(sha256_of exact-1)" ]] || fail "the hash of exact-1" "$(sha256_of graphs)" "see src/train/recorded.rs"
+rate_of() { sed -n 's/.*"iterations_per_second": \([0-9.]*\).*/\1/p' "$runs/$1/summary.json"; }
+for setting in false true; do
+    "$dft" train configs/planar/mog2.toml --run "$runs/graphs-$setting" --set compute.device=cuda --set train.iterations=4000 \
+        --set compute.cuda_graphs=$setting >"$runs/graphs-$setting.log"
+    printf 'cuda_graphs = %-5s  %s iterations/s\n' $setting "$(rate_of graphs-$setting)"
+done
+
+step "TF32: what it changes, and what it is worth"
+for precision in exact tf32; do
+    "$dft" train configs/mnist.toml --run "$runs/$precision" --set compute.device=cuda --set "train.iterations=$iterations" \
+        --set compute.precision=$precision >"$runs/$precision.log"
+    printf '%-6s %s iterations/s, %s\n' $precision "$(rate_of $precision)" "$(sha256_of $precision)"
+done
+[[ $(sha256_of exact) != "$(sha256_of tf32)" ]] || fail "another hash with TF32" "the same" "see src/comm/cuda.rs"
+
 step "MNIST on one GPU: $iterations iterations"
 "$dft" train configs/mnist.toml --run "$runs/mnist" --set compute.device=cuda --set "train.iterations=$iterations"
 grep -E '"(device|iterations|seconds|iterations_per_second|target_evaluations)"' "$runs/mnist/summary.json"

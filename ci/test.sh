@@ -36,6 +36,20 @@ shell_syntax() {
     fi
 }
 
+# The library for CUDA is opened on GPUs alone, which this machine may lack; that libtorch has all it asks for can be seen anywhere.
+cuda_symbols() {
+    local library site
+    library=$(find "${CARGO_TARGET_DIR:-target}/release/build" -path '*/denoising-fisher-*/out/libdft-cuda.so' -printf '%T@ %p\n' |
+        sort -n | tail -1 | cut -d' ' -f2-)
+    site=$(dirname "$LIBTORCH")
+    [[ -n $library ]] || { echo "wanted libdft-cuda.so, found none: see build.rs"; return 1; }
+    [[ -e $LIBTORCH/lib/libtorch_cuda.so ]] || { echo "this libtorch has no CUDA: not checked"; return 0; }
+    names() { nm -D "$@" 2>/dev/null | awk 'NF { print $NF }' | sed 's/@.*//' | sort -u; }
+    comm -13 <(names --defined-only "$LIBTORCH"/lib/lib{torch_cuda,torch_cpu,c10_cuda,c10}.so "$site"/nvidia/cu13/lib/libcudart.so.*) \
+        <(names --undefined-only "$library") | c++filt | grep -E '^(at|c10|cuda)' && return 1
+    echo "libtorch and the CUDA runtime have every symbol of it"
+}
+
 stage setup launch/setup.sh --tests --no-build
 source launch/env.sh
 for component in fmt clippy; do
@@ -49,6 +63,7 @@ stage shell shell_syntax
 stage lints cargo clippy --release --all-targets --locked -- -D warnings
 stage doc cargo doc --release --no-deps --locked
 stage build cargo build --release --locked
+stage cuda cuda_symbols
 stage data target/release/dft data mnist
 stage tests cargo test --release --locked
 

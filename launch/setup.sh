@@ -16,6 +16,7 @@ openmpi=4.1.8      # only where the system has no mpicc and mpirun
 libclang=18.1.1    # for bindgen, which wants a version below 22; a system copy often lacks its headers
 cmake=4.4.4        # only where the system has none from 3.26 on, as HDF5 wants
 cuda_runtime=13.0.96 cuda_cupti=13.0.85    # what libtorch_cpu.so alone needs of CUDA
+cuda_crt=13.0.88   # headers, without which the program is built without CUDA graphs
 numpy=2.4.6 scipy=1.17.1 h5py=3.16.0
 python=${PYTHON:-python3}    # 3.10 or later with venv; --tests and --full-torch: 3.11 or later
 
@@ -134,6 +135,7 @@ install_torch() {
         install torch "libtorch $torch for CPU (1.3 GB)" "$site/torch/lib/libtorch_cpu.so" --no-deps \
             "torch==$torch" "nvidia-cuda-runtime==$cuda_runtime" "nvidia-cuda-cupti==$cuda_cupti"
     fi
+    install cuda-crt "CUDA headers $cuda_crt" "$site/nvidia/cu13/include/crt/host_defines.h" --no-deps "nvidia-cuda-crt==$cuda_crt"
 }
 
 install_mpi() {

@@ -201,6 +201,7 @@ fn network_on(base: ScoreBase, tail_scaling: bool) -> (ScoreNetwork, Parameters,
         frequencies: 0,
         linear_skip: false,
         noise_scaling: false,
+        conservative: false,
         starts_as_denoiser: false,
     };
     let (network, parameters) = moved_network(&spec, 0.1);
@@ -477,6 +478,7 @@ fn fisher_field_without_denoising_is_the_mean_of_the_dft_field_over_the_noise() 
         frequencies: 0,
         linear_skip: false,
         noise_scaling: false,
+        conservative: false,
         starts_as_denoiser: false,
     };
     let (network, parameters) = moved_network(&spec, 0.3);

@@ -146,6 +146,10 @@ fn versions(world: &World) -> String {
         format!("MPI          {mpi}"),
         format!("NCCL         {nccl}"),
         format!("HDF5         {major}.{minor}.{patch}"),
+        format!(
+            "CUDA graphs  {}",
+            if comm::cuda::IS_BUILT_IN { "built in" } else { "left out of this build" }
+        ),
     ]
     .join("\n")
 }

@@ -7,10 +7,10 @@ use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tracing::error;
+use tracing::{error, warn};
 
 use super::metrics::NotFinite;
-use crate::comm::{CommError, StartOptions, World};
+use crate::comm::{CommError, StartOptions, World, cuda};
 use crate::config::{ComputeSection, ConfigError, DeviceRequest};
 use crate::train::TrainError;
 
@@ -72,8 +72,13 @@ impl Session {
         };
         let world =
             World::start(asked.device, asked.threads(), options).map_err(|error| start_failed(&error))?;
+        let session = Session { world };
+        let note = session.prepare(cuda::set_up(session.world.device, &asked))?;
+        if let (Some(note), true) = (note, session.world.is_root()) {
+            warn!("{note}");
+        }
         match file {
-            Ok(file) => Ok((Session { world }, file)),
+            Ok(file) => Ok((session, file)),
             Err(_) => Err(Exit(USAGE)), // unreachable in practice: the refusal ended the start
         }
     }

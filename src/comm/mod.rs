@@ -22,6 +22,7 @@
 //! that takes too long, names that rank and ends the job.
 
 mod control;
+pub(crate) mod cuda;
 pub(crate) mod device;
 mod exact;
 pub(crate) mod launch;
@@ -53,7 +54,7 @@ pub enum CommError {
     /// A backend reported an error.
     #[error("{backend}: {message}")]
     Backend {
-        /// `solo`, `mpi` or `nccl`.
+        /// `solo`, `mpi`, `nccl` or `cuda`.
         backend: &'static str,
         /// The backend's own words.
         message: String,

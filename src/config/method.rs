@@ -6,7 +6,7 @@ use super::load::ConfigError;
 use super::run::require;
 
 /// Which field the sampler descends (`method` module).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FieldKind {
     /// Denoising Fisher training, the paper's method.

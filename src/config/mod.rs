@@ -33,6 +33,6 @@ pub use network::{
     Deviations, EnergyKind, SamplerKind, SamplerSection, ScoreBase, ScoreKind, ScoreSection, Start,
     TargetSection,
 };
-pub use run::{ComputeSection, DeviceRequest, Identity, Reduction, RunSection};
+pub use run::{ComputeSection, DeviceRequest, Identity, Precision, Reduction, RunSection};
 pub use train::{CheckpointSection, EvaluateSection, Features, Plan, TrainFile, TrainSection};
 pub use warm_start::WarmStartSection;

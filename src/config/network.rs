@@ -229,6 +229,9 @@ pub struct SamplerSection {
     /// Hidden layers of an `mlp`.
     #[serde(default = "default_depth")]
     pub depth: usize,
+    /// U-Nets of a `unet` one behind the other: still one pass, of a deeper network.
+    #[serde(default = "default_stages", skip_serializing_if = "is_one")]
+    pub stages: usize,
     /// Standard deviation of the first samples (of a U-Net's input): about the spread of the target.
     #[serde(default = "default_scale")]
     pub initial_scale: f64,
@@ -275,6 +278,10 @@ pub struct ScoreSection {
     /// noise's variance too. For bands of far apart noise levels.
     #[serde(default)]
     pub noise_scaling: bool,
+    /// For a `unet` that starts from an energy: the score is the gradient of an energy of that form at each noise level, so the
+    /// target's own score is among those it can be. Two to three times the work of a denoiser.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub conservative: bool,
     /// What the parameters start from.
     #[serde(default)]
     pub start: Start,
@@ -299,6 +306,12 @@ fn default_width() -> i64 {
 }
 fn default_depth() -> usize {
     3
+}
+fn default_stages() -> usize {
+    1
+}
+fn is_one(stages: &usize) -> bool {
+    *stages == 1
 }
 fn default_scale() -> f64 {
     1.0

@@ -31,6 +31,23 @@ pub enum Reduction {
     Exact,
 }
 
+/// How float32 is multiplied on CUDA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// In full, as on a CPU.
+    #[default]
+    Exact,
+    /// With factors rounded to TF32, ten bits of mantissa: several times as fast where convolutions are what takes time.
+    Tf32,
+}
+
+impl Precision {
+    fn is_exact(&self) -> bool {
+        *self == Precision::Exact
+    }
+}
+
 /// `[run]`: what the run is called and where it goes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -68,6 +85,13 @@ pub struct ComputeSection {
     pub shards: usize,
     /// Let several ranks of one host share a GPU. NCCL then wants a distinct NCCL_HOSTID for each rank.
     pub share_gpus: bool,
+    /// On CUDA, how float32 is multiplied in convolutions and matrix products.
+    #[serde(skip_serializing_if = "Precision::is_exact")]
+    pub precision: Precision,
+    /// On CUDA, record the work of an update as a CUDA graph and replay it. Not for targets that draw mini-batches, are
+    /// spread over ranks or come as TorchScript, which are computed call by call all the same.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub cuda_graphs: bool,
     /// Seconds for which a rank waits in a collective before the job ends with a message that names who is missing.
     /// Three times that in the first 40 collectives, when ranks read data; 0 is for ever. Rank 0 alone draws and
     /// writes now and then, for which the others wait too.
@@ -83,6 +107,8 @@ impl Default for ComputeSection {
             reduction: Reduction::Fast,
             shards: 24,
             share_gpus: false,
+            precision: Precision::Exact,
+            cuda_graphs: false,
             stall_seconds: 600,
         }
     }
@@ -106,6 +132,9 @@ impl ComputeSection {
         // The bits of a sum depend on how many threads share it; a fast reduction promises no bits.
         if let (Reduction::Exact, Some(threads)) = (self.reduction, self.threads()) {
             identity.push(("compute.threads", threads.to_string()));
+        }
+        if !self.precision.is_exact() {
+            identity.push(("compute.precision", serde_json::to_string(&self.precision).expect("a word")));
         }
         identity
     }

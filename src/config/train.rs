@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::load::ConfigError;
 use super::method::{FieldKind, MethodSection, Schedule, Variance};
-use super::network::{SamplerSection, ScoreBase, ScoreKind, ScoreSection, TargetSection};
+use super::network::{SamplerKind, SamplerSection, ScoreBase, ScoreKind, ScoreSection, Start, TargetSection};
 use super::run::{ComputeSection, Reduction, RunSection, require};
 use super::warm_start::WarmStartSection;
 
@@ -301,6 +301,13 @@ impl TrainFile {
             (self.sampler.width > 0, "sampler.width", &self.sampler.width, "1 or more"),
             (self.sampler.latent > 0, "sampler.latent", &self.sampler.latent, "1 or more"),
             (
+                self.sampler.stages == 1
+                    || (self.sampler.stages > 1 && self.sampler.kind == SamplerKind::Unet),
+                "sampler.stages",
+                &self.sampler.stages,
+                "1 or more, and 1 if sampler.kind is not \"unet\"",
+            ),
+            (
                 self.sampler.initial_scale > 0.0,
                 "sampler.initial_scale",
                 &self.sampler.initial_scale,
@@ -363,6 +370,14 @@ impl TrainFile {
             return Err(ConfigError::Invalid(
                 "score.base, score.tail_scaling, score.frequencies, score.linear_skip and score.noise_scaling are for score.kind = \"mlp\"; leave \
                  them out for another"
+                    .into(),
+            ));
+        }
+        if self.score.conservative && (self.score.kind, self.score.start) != (ScoreKind::Unet, Start::Energy)
+        {
+            return Err(ConfigError::Invalid(
+                "score.conservative is the form of an energy of ours, for score.kind = \"unet\" and score.start = \"energy\"; set \
+                 both, or leave it out"
                     .into(),
             ));
         }

@@ -18,6 +18,8 @@ pub struct Slot(usize);
 #[derive(Debug)]
 struct Entry {
     name: String,
+    /// Bytes of the name that say which part of the network this is; what follows is the name in a network that is that part.
+    part: usize,
     shape: Vec<i64>,
     init: Init,
 }
@@ -26,6 +28,7 @@ struct Entry {
 #[derive(Debug, Default)]
 pub struct Layout {
     entries: Vec<Entry>,
+    part: String,
 }
 
 impl Layout {
@@ -34,9 +37,19 @@ impl Layout {
     /// # Panics
     /// If the name is taken: two layers would share weights unnoticed.
     pub fn add(&mut self, name: String, shape: &[i64], init: Init) -> Slot {
+        let name = self.part.clone() + &name;
         assert!(self.entries.iter().all(|entry| entry.name != name), "duplicate parameter name {name}");
-        self.entries.push(Entry { name, shape: shape.to_vec(), init });
+        self.entries.push(Entry { name, part: self.part.len(), shape: shape.to_vec(), init });
         Slot(self.entries.len() - 1)
+    }
+
+    /// What `register` makes of this layout, with `part` before the names of its parameters.
+    pub fn part<T>(&mut self, part: &str, register: impl FnOnce(&mut Self) -> T) -> T {
+        let outer = self.part.len();
+        self.part.push_str(part);
+        let made = register(self);
+        self.part.truncate(outer);
+        made
     }
 
     /// Number of parameters, `P`.
@@ -173,12 +186,15 @@ impl Parameters {
         self.layout.len()
     }
 
-    /// Copies each parameter that `other` has under the same name and shape: how a sampler starts from an
-    /// energy's own network.
+    /// Copies each parameter that `other` has under the same name and shape, in every [part](Layout::part): how a sampler
+    /// starts from an energy's own network.
     pub fn copy_shared_from(&self, other: &Parameters) {
         for (entry, view) in self.layout.entries.iter().zip(&self.frozen.0) {
-            let twin =
-                other.layout.entries.iter().position(|e| e.name == entry.name && e.shape == entry.shape);
+            let twin = other
+                .layout
+                .entries
+                .iter()
+                .position(|e| e.name == entry.name[entry.part..] && e.shape == entry.shape);
             if let Some(index) = twin {
                 no_grad(|| view.shallow_clone().copy_(&other.frozen.0[index]));
             }

@@ -28,6 +28,9 @@ pub struct SamplerSpec {
     pub width: i64,
     /// Hidden layers of an `mlp`.
     pub depth: usize,
+    /// U-Nets of a `unet` one behind the other.
+    #[serde(default = "one_stage")]
+    pub stages: usize,
     /// Scale of the latent at the start: the standard deviation of the first samples (`mlp`, `generator`) or
     /// of the U-Net's input.
     pub initial_scale: f64,
@@ -40,6 +43,10 @@ pub struct SamplerSpec {
 
 fn one() -> f64 {
     1.0
+}
+
+fn one_stage() -> usize {
+    1
 }
 
 /// A sampler's pass through given latents, and what its backward pass needs.
@@ -75,8 +82,12 @@ pub struct SamplerNetwork {
 #[derive(Debug)]
 enum Trunk {
     Mlp(Mlp),
-    Unet(Box<UNet>),
-    Generator { generator: Box<Generator>, log_scale: Slot },
+    /// Each works on what the one before it made.
+    Unet(Vec<UNet>),
+    Generator {
+        generator: Box<Generator>,
+        log_scale: Slot,
+    },
 }
 
 impl SamplerNetwork {
@@ -104,7 +115,12 @@ impl SamplerNetwork {
                 ))
             }
             (SamplerKind::Unet, &[c, h, w]) if h % 4 == 0 && w % 4 == 0 => {
-                Trunk::Unet(Box::new(UNet::new(&mut layout, [c, h, w], spec.width, false)))
+                let stage = |number: usize| {
+                    // The first has the names that it has alone.
+                    let part = if number == 1 { String::new() } else { format!("stage{number}.") };
+                    layout.part(&part, |layout| UNet::new(layout, [c, h, w], spec.width, false))
+                };
+                Trunk::Unet((1..=spec.stages).map(stage).collect())
             }
             (SamplerKind::Generator, &[c, h, w]) if h % 4 == 0 && w % 4 == 0 => {
                 let generator = Box::new(Generator::new(&mut layout, [c, h, w], spec.latent, spec.width));
@@ -186,7 +202,7 @@ impl SamplerNetwork {
     ///
     /// - `mlp`: x0 = offset + scale·(z·exp(gate(z)) + shift(z)); gate and shift start at zero, so the first
     ///   samples are exactly N(offset, scale² I).
-    /// - `unet`: x0 = f(offset + scale·z).
+    /// - `unet`: x0 = f(offset + scale·z), f the stages one after the other.
     /// - `generator`: x0 = offset + G(z₁) + scale·exp(log_scale)·z₂ with G = 0 and log_scale = 0 at the
     ///   start.
     pub fn forward(&self, weights: &Weights, z: &Tensor) -> Tensor {
@@ -202,7 +218,9 @@ impl SamplerNetwork {
                 let (shift, gate) = (output.narrow(1, 0, dimension), output.narrow(1, dimension, dimension));
                 (z.narrow(1, 0, dimension) * gate.exp() + shift) * scale + offset
             }
-            Trunk::Unet(f) => f.forward(weights, &(z * scale + offset), None),
+            Trunk::Unet(stages) => {
+                stages.iter().fold(z * scale + offset, |x, stage| stage.forward(weights, &x, None))
+            }
             Trunk::Generator { generator, log_scale } => {
                 let image = generator.forward(weights, &z.narrow(1, 0, self.spec.latent));
                 let noise = z.narrow(1, self.spec.latent, z.size()[1] - self.spec.latent).view_as(&image);
@@ -246,9 +264,43 @@ mod tests {
     use tch::Device;
 
     use super::*;
-    use crate::model::Parameters;
+    use crate::config::EnergyKind;
     use crate::model::check::{assert_near, shift};
+    use crate::model::{EnergyNetwork, EnergySpec, Parameters};
     use crate::rng::{Generator as Numbers, Stream};
+
+    #[test]
+    fn stages_work_on_what_the_one_before_made_and_each_starts_as_a_copy_of_the_energys_network() {
+        let shape = [1, 8, 8];
+        let energy = EnergySpec { kind: EnergyKind::Unet, width: 4, shape, sigma0: 0.1 };
+        let energy = EnergyNetwork::new(&energy);
+        let of_energy = Parameters::initialise(energy.layout(), 5, Stream::Parameters, Device::Cpu);
+        let sampler = |stages, scale, offset| {
+            let spec = SamplerSpec {
+                kind: SamplerKind::Unet,
+                shape: shape.to_vec(),
+                latent: 1,
+                width: 4,
+                depth: 1,
+                stages,
+                initial_scale: scale,
+                initial_offset: offset,
+                initial_gain: 1.0,
+            };
+            let network = SamplerNetwork::new(&spec).unwrap();
+            let parameters = Parameters::initialise(network.layout(), 6, Stream::Parameters, Device::Cpu);
+            parameters.copy_shared_from(&of_energy);
+            (network, parameters)
+        };
+        let (three, weights_of_three) = sampler(3, 2.0, 0.3);
+        let (first, weights) = sampler(1, 2.0, 0.3);
+        let (other, _) = sampler(1, 1.0, 0.0); // the same network, on its input as it is
+        assert_eq!(weights_of_three.count(), 3 * weights.count());
+        let z = Numbers::new(2, Stream::Data, 0, 0).normal(&[5, 1, 8, 8]);
+        let again = |x: Tensor| other.forward(weights.frozen(), &x);
+        let expected = again(again(first.forward(weights.frozen(), &z)));
+        assert_near(&three.forward(weights_of_three.frozen(), &z), &expected, 1e-6, "samples");
+    }
 
     #[test]
     fn samples_of_a_pass_and_their_gradient_are_those_of_autograd() {
@@ -258,6 +310,7 @@ mod tests {
             latent: 5,
             width: 16,
             depth: 2,
+            stages: 1,
             initial_scale: 2.5,
             initial_offset: -0.7,
             initial_gain: 1.0,

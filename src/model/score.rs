@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use tch::Tensor;
+use tch::{Tensor, with_grad};
 
 use super::kernels::{self, Affine};
 use super::layers::{Linear, per_row};
@@ -39,6 +39,8 @@ pub struct ScoreSpec {
     pub linear_skip: bool,
     /// Whether the output of an `mlp` is divided by sigma in place of `scale`.
     pub noise_scaling: bool,
+    /// Whether the score of a `unet` is a gradient.
+    pub conservative: bool,
     /// Whether D starts as a denoiser already (a copy of an energy's network), so that it needs no
     /// pass-through.
     pub starts_as_denoiser: bool,
@@ -151,7 +153,8 @@ impl ScoreNetwork {
     ///   hyperbolic sine keeps heavy tails within reach of the network. D is 1, or 1/sqrt(1 + u²) with tail
     ///   scaling. With frequencies the network also sees sin(2^k π u/2) and cos(2^k π u/2) (Tancik et al. 2020). With
     ///   linear skip A u + b is added to D·net. With noise scaling s = D·net(…)/sigma + base, and N(offset, scale² I) is N(offset, (scale² + sigma²) I).
-    /// - `unet`: s = (D(x, log sigma) − x)/sigma² (Tweedie); it has no base.
+    /// - `unet`: s = (D(x, log sigma) − x)/sigma² (Tweedie); it has no base. If conservative, D = x − ∇|x − f(x, log sigma)|²/2,
+    ///   as the energies of ours denoise.
     pub fn score(&self, weights: &Weights, x: &Tensor, sigma: &Tensor, base: Base) -> Tensor {
         match &self.trunk {
             Trunk::Mlp { network, skip } => {
@@ -187,7 +190,12 @@ impl ScoreNetwork {
             }
             Trunk::Unet(network) => {
                 let sigma_rows = per_row(sigma, x);
-                let mut denoised = network.forward(weights, x, Some(&sigma.log()));
+                let log_sigma = sigma.log();
+                if self.spec.conservative {
+                    let step = gradient_of_residual(network, weights, x, &log_sigma);
+                    return -step / sigma_rows.square();
+                }
+                let mut denoised = network.forward(weights, x, Some(&log_sigma));
                 if !self.spec.starts_as_denoiser {
                     // Preconditioning of Karras et al. (2022), table 1, around the mean `offset`.
                     let data = self.spec.scale.powi(2);
@@ -229,4 +237,14 @@ impl ScoreNetwork {
         let loss = (residual * &weighted).sum(None);
         (loss, weighted * per_row(&(sigma * 2.0), score))
     }
+}
+/// ∇|x − f(x, log sigma)|²/2, the shape of `x`; it can be differentiated where the weights or `x` are tracked.
+fn gradient_of_residual(network: &UNet, weights: &Weights, x: &Tensor, log_sigma: &Tensor) -> Tensor {
+    let is_tracked = weights.are_tracked() || x.requires_grad();
+    let x = if x.requires_grad() { x.shallow_clone() } else { x.detach().set_requires_grad(true) };
+    with_grad(|| {
+        let residual = &x - network.forward(weights, &x, Some(log_sigma));
+        let energy = residual.square().sum(None) * 0.5;
+        Tensor::run_backward(&[energy], &[&x], is_tracked, is_tracked).remove(0)
+    })
 }

@@ -135,9 +135,9 @@ mod tests {
     use tch::Device;
 
     use super::*;
-    use crate::config::{ScoreBase, ScoreKind};
+    use crate::config::{EnergyKind, ScoreBase, ScoreKind};
     use crate::model::check::{assert_near, shift};
-    use crate::model::{Parameters, ScoreSpec, per_row};
+    use crate::model::{EnergyNetwork, EnergySpec, Parameters, ScoreSpec, per_row};
     use crate::rng::{Generator, Stream};
 
     fn network(tail_scaling: bool, frequencies: i64) -> ScoreNetwork {
@@ -153,6 +153,7 @@ mod tests {
             frequencies,
             linear_skip: false,
             noise_scaling: false,
+            conservative: false,
             starts_as_denoiser: false,
         };
         ScoreNetwork::new(&spec).unwrap()
@@ -168,6 +169,45 @@ mod tests {
     /// f32 rounding of sums over 40 rows and 16 units.
     fn near(found: &Tensor, expected: &Tensor, what: &str) {
         assert_near(found, expected, 3e-6, what);
+    }
+
+    #[test]
+    fn conservative_score_starts_as_the_energys_own_and_its_jacobian_is_symmetric() {
+        let (shape, sigma0) = ([1, 8, 8], 0.2);
+        let energy = EnergyNetwork::new(&EnergySpec { kind: EnergyKind::Unet, width: 4, shape, sigma0 });
+        let of_energy = Parameters::initialise(energy.layout(), 5, Stream::Parameters, Device::Cpu);
+        let mut spec = network(false, 0).spec().clone();
+        spec = ScoreSpec { kind: ScoreKind::Unet, shape: shape.to_vec(), width: 4, ..spec };
+        let network =
+            ScoreNetwork::new(&ScoreSpec { conservative: true, starts_as_denoiser: true, ..spec }).unwrap();
+        let parameters = Parameters::initialise(network.layout(), 6, Stream::Parameters, Device::Cpu);
+        parameters.copy_shared_from(&of_energy);
+
+        let mut generator = Generator::new(2, Stream::Data, 0, 0);
+        let [x, v, w] = [(), (), ()].map(|()| generator.normal(&[5, 1, 8, 8]));
+        let sigma = generator.uniform(&[5]) + 0.1;
+        let leaf = x.detach().set_requires_grad(true);
+        // The score of the tempered target: -(sigma0/sigma)² ∇E.
+        let scale = per_row(&(sigma.reciprocal() * sigma0).square(), &x);
+        let expected = -(energy.gradient(of_energy.frozen(), &leaf, false) * scale);
+        let base = Base::Start(1.0);
+        let found = network.score(parameters.frozen(), &x, &sigma, base);
+        assert!(!found.requires_grad(), "of constants");
+        assert_near(&found, &expected, 1e-5, "score");
+
+        // As a Hessian's is; that of a denoiser is not.
+        let by = Generator::new(3, Stream::Data, 0, 0).normal(&[parameters.count()]) * 0.1;
+        shift(&parameters, &by);
+        let product =
+            |along: &Tensor| network.pass(parameters.frozen(), &x, &sigma, base, true).product(along);
+        let dot = |a: &Tensor, b: &Tensor| (a * b).flatten(1, -1).sum_dim_intlist(1i64, false, None);
+        assert_near(&dot(&product(&v), &w), &dot(&product(&w), &v), 1e-4, "symmetry");
+        let (score, tracked) =
+            (|| network.score(parameters.tracked(), &x, &sigma, base), parameters.tracked());
+        let (expected, _) = tracked.gradient(&(score() * &v).sum(None), &[]);
+        let (gradient, _) = network.pass(tracked, &x, &sigma, base, false).gradient(&v, false);
+        assert_near(&gradient, &expected, 1e-5, "gradient");
+        assert!(expected.norm().double_value(&[]) > 1.0, "a gradient of nothing would show nothing");
     }
 
     #[test]

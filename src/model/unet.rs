@@ -97,7 +97,7 @@ struct NoiseEmbedding {
 
 impl NoiseEmbedding {
     /// Pairs of sine and cosine features; angular frequencies per unit of log sigma.
-    const FREQUENCIES: [f32; 4] = [0.5, 1.0, 2.0, 4.0];
+    const FREQUENCIES: [f64; 4] = [0.5, 1.0, 2.0, 4.0];
 
     fn new(layout: &mut Layout, features: i64) -> Self {
         let inputs = 2 * Self::FREQUENCIES.len() as i64;
@@ -109,8 +109,8 @@ impl NoiseEmbedding {
 
     /// `[B] -> [B, 3w + 128]`.
     fn forward(&self, weights: &Weights, log_sigma: &Tensor) -> Tensor {
-        let frequencies = Tensor::from_slice(&Self::FREQUENCIES).to_device(log_sigma.device());
-        let angles = log_sigma.unsqueeze(1) * frequencies;
+        let column = log_sigma.unsqueeze(1);
+        let angles = Tensor::cat(&Self::FREQUENCIES.map(|frequency| &column * frequency), 1);
         let features = Tensor::cat(&[angles.sin(), angles.cos()], 1);
         self.last.forward(weights, &self.hidden.forward(weights, &features).silu())
     }

@@ -86,6 +86,12 @@ pub trait Target {
     /// same key.
     fn redraw(&self, _generator: &mut Generator) {}
 
+    /// Whether every evaluation of as many samples is the same operations on the same memory, none of which reads results
+    /// back: then it can be recorded as a CUDA graph.
+    fn is_recordable(&self) -> bool {
+        true
+    }
+
     /// Samples `[B, …shape]` in the coordinates that a user knows: `x` itself, unless the target was moved into
     /// others for the sake of the computation.
     fn to_original(&self, x: &Tensor) -> Tensor {

@@ -107,6 +107,10 @@ impl<T: Target> Target for Whitened<T> {
         (self.pulled_back(&score, y.kind()), self.pulled_back(&product, y.kind()))
     }
 
+    fn is_recordable(&self) -> bool {
+        self.target.is_recordable()
+    }
+
     fn redraw(&self, generator: &mut Generator) {
         self.target.redraw(generator);
     }

@@ -81,6 +81,7 @@ impl Networks {
             latent: file.sampler.latent,
             width: file.sampler.width,
             depth: file.sampler.depth,
+            stages: file.sampler.stages,
             initial_scale: file.sampler.initial_scale,
             initial_offset: file.sampler.initial_offset,
             initial_gain: file.sampler.initial_gain,
@@ -98,6 +99,7 @@ impl Networks {
             frequencies: file.score.frequencies,
             linear_skip: file.score.linear_skip,
             noise_scaling: file.score.noise_scaling,
+            conservative: file.score.conservative,
             starts_as_denoiser: file.score.start == Start::Energy,
         })
         .map_err(SetupError::Network)?;

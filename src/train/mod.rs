@@ -13,6 +13,7 @@ mod features;
 mod fit;
 mod mean_field;
 mod observer;
+mod recorded;
 mod reduce;
 mod rehearse;
 mod run;

@@ -8,6 +8,7 @@ use tch::{Device, Tensor, no_grad};
 
 use super::TrainError;
 use super::build::Networks;
+use super::recorded::{Computed, Recordings, UpdateKind, Work};
 use super::reduce::{Part, Reduced, reduce};
 use super::run::Stop;
 use super::schedule::learning_rate_factor;
@@ -48,13 +49,30 @@ pub(super) struct Trainer<'a> {
     pieces: Vec<Shards>,
     /// Time spent on pieces and on adding them up so far: what more ranks share, but for the wait for each other.
     computing: Cell<Duration>,
+    /// Where work is recorded as CUDA graphs.
+    recordings: Option<Recordings>,
 }
 
 /// The random numbers of one update, for the rows of a piece.
-struct Draw {
+pub(super) struct Draw {
     z: Tensor,
     eps: Tensor,
     sigma: Tensor,
+    /// For a sampler update where the target's score with noise is estimated.
+    probes: Option<Tensor>,
+}
+
+impl Draw {
+    /// Takes over the numbers of `other`, in place.
+    pub(super) fn copy_from(&self, other: &Draw) {
+        let tensors = |draw: &Draw| {
+            let fixed = [&draw.z, &draw.eps, &draw.sigma].map(Tensor::shallow_clone);
+            fixed.into_iter().chain(draw.probes.as_ref().map(Tensor::shallow_clone)).collect::<Vec<_>>()
+        };
+        for (mut to, from) in tensors(self).into_iter().zip(tensors(other)) {
+            to.copy_(&from);
+        }
+    }
 }
 
 impl<'a> Trainer<'a> {
@@ -69,7 +87,11 @@ impl<'a> Trainer<'a> {
     }
 
     fn with_pieces(plan: &'a Plan, world: &'a World, networks: &'a Networks, pieces: Vec<Shards>) -> Self {
-        Trainer { plan, world, networks, pieces, computing: Cell::default() }
+        let recordings = match world.device {
+            Device::Cuda(ordinal) if plan.file.compute.cuda_graphs => Some(Recordings::new(ordinal)),
+            _ => None,
+        };
+        Trainer { plan, world, networks, pieces, computing: Cell::default(), recordings }
     }
 
     /// Time spent on pieces and on adding them up so far.
@@ -98,9 +120,12 @@ impl<'a> Trainer<'a> {
     }
 
     /// Computes the pieces of this rank, and sums what they give over all ranks.
-    pub(super) fn reduce(&self, compute: impl FnMut(&Shards) -> Part) -> Result<Reduced, TrainError> {
+    pub(super) fn reduce(
+        &self,
+        compute: impl FnMut(&Shards) -> Result<Part, TrainError>,
+    ) -> Result<Reduced, TrainError> {
         let started = Instant::now();
-        let parts = self.pieces.iter().map(compute).collect();
+        let parts = self.pieces.iter().map(compute).collect::<Result<_, _>>()?;
         let reduced = reduce(self.world, self.plan.file.compute.reduction, parts)?;
         self.computing.set(self.computing.get() + started.elapsed());
         Ok(reduced)
@@ -118,26 +143,56 @@ impl<'a> Trainer<'a> {
             let eps = generator.normal(&[&[count], shape.as_slice()].concat());
             [z, eps, generator.stratified_levels(band, rows, batch)]
         });
-        Draw { z, eps, sigma }
+        Draw { z, eps, sigma, probes: None }
     }
 
-    /// `x0` perturbed for a sampler update: with probes where the target's score with noise is estimated.
-    fn perturb_for_field(&self, piece: &Shards, x0: &Tensor, draw: &Draw, update: u64) -> Perturbed {
-        let at = self.perturb(x0, draw);
+    /// As [`draw`](Self::draw), for a sampler update: with probes where the target's score with noise is estimated.
+    fn draw_for_field(&self, piece: &Shards, update: u64, fraction: f64) -> Draw {
+        let draw = self.draw(piece, Stream::SamplerUpdate, update, fraction);
         let count = self.plan.file.method.smoothing as i64;
         if count == 0 {
-            return at;
+            return draw;
         }
         let dimension = self.networks.sampler.spec().shape[0];
         let key = (self.plan.file.run.seed, Stream::Probes, update);
         let [probes] = piece.draw(key, self.world.device, |generator, rows| {
             [generator.normal(&[rows.end - rows.start, count, dimension])]
         });
-        at.with_probes(&probes)
+        Draw { probes: Some(probes), ..draw }
     }
 
     fn perturb(&self, x0: &Tensor, draw: &Draw) -> Perturbed {
-        Perturbed::new(x0, &draw.eps, &draw.sigma, self.plan.file.method.variance)
+        let at = Perturbed::new(x0, &draw.eps, &draw.sigma, self.plan.file.method.variance);
+        match &draw.probes {
+            Some(probes) => at.with_probes(probes),
+            None => at,
+        }
+    }
+
+    /// What `compute` makes of `draw`, from a CUDA graph where that was asked for and can be: while the target moves along its
+    /// path, each iteration is work of its own.
+    fn compute(
+        &self,
+        (update, piece): (UpdateKind, &Shards),
+        fraction: f64,
+        draw: Draw,
+        compute: impl Fn(&Draw) -> Computed,
+    ) -> Result<Computed, TrainError> {
+        let target_weight = self.plan.file.method.target_weight(fraction);
+        let is_fixed = [0.0, 1.0].contains(&target_weight) && self.networks.target.target().is_recordable();
+        match &self.recordings {
+            Some(recordings) if is_fixed => {
+                let piece = self.pieces.iter().position(|other| std::ptr::eq(other, piece));
+                let work = Work {
+                    update,
+                    piece: piece.expect("one of this rank's"),
+                    field: self.plan.file.method.kind_at(fraction),
+                    target_weight: target_weight.to_bits(),
+                };
+                recordings.compute(work, draw, compute)
+            }
+            _ => Ok(compute(&draw)),
+        }
     }
 
     /// Perturbed rows of all ranks.
@@ -176,23 +231,26 @@ impl<'a> Trainer<'a> {
         if is_base {
             self.redraw(state.score_updates, OF_SCORE);
         }
+        let mut evaluations = 0;
         let reduced = self.reduce(|piece| {
             let draw = self.draw(piece, Stream::ScoreUpdate, state.score_updates, fraction);
-            let x0 = no_grad(|| self.networks.sampler.forward(state.sampler.frozen(), &draw.z));
-            let at = self.perturb(&x0, &draw);
-            let base = is_base.then(|| {
-                let evaluations = if target.is_evaluated() { at.rows() } else { 0 };
-                self.count(state, evaluations);
-                target.score(&at.x, &at.sigma)
-            });
-            let network = (&self.networks.score, state.score.tracked());
-            let base = match &base {
-                Some(score) => Base::Target(score),
-                None => network.0.base(&at.x, target.weight()), // which does not use the scores it is given
-            };
-            let loss = score_loss(section, network, &at, base, self.global_rows(&at));
-            Part { gradients: vec![loss.gradient], statistics: vec![loss.value] }
+            let (part, of_piece) = self.compute((UpdateKind::Score, piece), fraction, draw, |draw| {
+                let x0 = no_grad(|| self.networks.sampler.forward(state.sampler.frozen(), &draw.z));
+                let at = self.perturb(&x0, draw);
+                let network = (&self.networks.score, state.score.tracked());
+                let of_target = is_base.then(|| target.score(&at.x, &at.sigma));
+                let base = match &of_target {
+                    Some(score) => Base::Target(score),
+                    None => network.0.base(&at.x, target.weight()), // which does not use the scores it is given
+                };
+                let loss = score_loss(section, network, &at, base, self.global_rows(&at));
+                let evaluations = if is_base && target.is_evaluated() { at.rows() } else { 0 };
+                (Part { gradients: vec![loss.gradient], statistics: vec![loss.value] }, evaluations)
+            })?;
+            evaluations += of_piece;
+            Ok(part)
         })?;
+        self.count(state, evaluations);
         let gradient_norm = self.clip_score(state, &reduced.gradients[0]);
         finite(state.iteration, "score network's loss or gradient", &[reduced.statistics[0], gradient_norm])?;
         let step = self.learning_rate(settings.score_lr, fraction);
@@ -212,17 +270,22 @@ impl<'a> Trainer<'a> {
         self.redraw(state.iteration, OF_SAMPLER);
         let mut evaluations = 0;
         let reduced = self.reduce(|piece| {
-            let draw = self.draw(piece, Stream::SamplerUpdate, state.iteration, fraction);
-            let pass = self.networks.sampler.pass(state.sampler.tracked(), &draw.z);
-            let at = self.perturb_for_field(piece, &pass.x0, &draw, state.iteration);
-            let network = (&self.networks.score, state.score.frozen());
-            let value = self.field(state, fraction, &pass.x0, &at, &mut |base, wants| {
-                ScoreAt::evaluate(network, &at, base, wants)
-            });
-            evaluations += value.evaluations;
-            let (gradient, loss) = self.pull_back(pass, value);
-            let stop = stop_flag(stop, loss.device());
-            Part { gradients: vec![gradient], statistics: vec![loss, stop] }
+            let draw = self.draw_for_field(piece, state.iteration, fraction);
+            let (mut part, of_piece) =
+                self.compute((UpdateKind::Sampler, piece), fraction, draw, |draw| {
+                    let pass = self.networks.sampler.pass(state.sampler.tracked(), &draw.z);
+                    let at = self.perturb(&pass.x0, draw);
+                    let network = (&self.networks.score, state.score.frozen());
+                    let value = self.field(state, fraction, &pass.x0, &at, &mut |base, wants| {
+                        ScoreAt::evaluate(network, &at, base, wants)
+                    });
+                    let evaluations = value.evaluations;
+                    let (gradient, loss) = self.pull_back(pass, value);
+                    (Part { gradients: vec![gradient], statistics: vec![loss] }, evaluations)
+                })?;
+            evaluations += of_piece;
+            part.statistics.push(stop_flag(stop, self.world.device));
+            Ok(part)
         })?;
         self.count(state, evaluations);
         let gradient_norm = self.clip_sampler(state, &reduced.gradients[0]);
@@ -243,25 +306,28 @@ impl<'a> Trainer<'a> {
         self.redraw(state.iteration, OF_SAMPLER);
         let mut evaluations = 0;
         let reduced = self.reduce(|piece| {
-            let draw = self.draw(piece, Stream::SamplerUpdate, state.iteration, fraction);
-            let pass = self.networks.sampler.pass(state.sampler.tracked(), &draw.z);
-            let at = self.perturb_for_field(piece, &pass.x0, &draw, state.iteration);
-            let rows = self.global_rows(&at);
-            let network = (&self.networks.score, state.score.tracked());
-            let mut score_loss = None;
-            let value = self.field(state, fraction, &pass.x0, &at, &mut |base, wants_product| {
-                let (loss, score) = score_loss_and_products(section, network, &at, base, rows, wants_product);
-                score_loss = Some(loss);
-                score
-            });
-            let score_loss = score_loss.expect("every field asks for the score network");
-            evaluations += value.evaluations;
-            let (gradient, loss) = self.pull_back(pass, value);
-            let stop = stop_flag(stop, loss.device());
-            Part {
-                gradients: vec![score_loss.gradient, gradient],
-                statistics: vec![score_loss.value, loss, stop],
-            }
+            let draw = self.draw_for_field(piece, state.iteration, fraction);
+            let (mut part, of_piece) = self.compute((UpdateKind::Both, piece), fraction, draw, |draw| {
+                let pass = self.networks.sampler.pass(state.sampler.tracked(), &draw.z);
+                let at = self.perturb(&pass.x0, draw);
+                let rows = self.global_rows(&at);
+                let network = (&self.networks.score, state.score.tracked());
+                let mut score_loss = None;
+                let value = self.field(state, fraction, &pass.x0, &at, &mut |base, wants_product| {
+                    let (loss, score) =
+                        score_loss_and_products(section, network, &at, base, rows, wants_product);
+                    score_loss = Some(loss);
+                    score
+                });
+                let score_loss = score_loss.expect("every field asks for the score network");
+                let evaluations = value.evaluations;
+                let (gradient, loss) = self.pull_back(pass, value);
+                let gradients = vec![score_loss.gradient, gradient];
+                (Part { gradients, statistics: vec![score_loss.value, loss] }, evaluations)
+            })?;
+            evaluations += of_piece;
+            part.statistics.push(stop_flag(stop, self.world.device));
+            Ok(part)
         })?;
         self.count(state, evaluations);
         let score_norm = self.clip_score(state, &reduced.gradients[0]);

@@ -50,7 +50,7 @@ impl Trainer<'_> {
             let sample = network.forward(state.sampler.tracked(), &z);
             let loss = (sample - goal).square().sum(None) / batch as f64;
             let (gradient, _) = state.sampler.tracked().gradient(&loss, &[]);
-            Part { gradients: vec![gradient], statistics: vec![loss.detach()] }
+            Ok(Part { gradients: vec![gradient], statistics: vec![loss.detach()] })
         })?;
         let gradient = &reduced.gradients[0];
         // Before the optimiser moves, on all ranks alike: the sum has the non-finite value of any rank.

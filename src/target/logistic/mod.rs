@@ -361,6 +361,12 @@ impl Target for Logistic {
         (score, product.to_kind(x.kind()))
     }
 
+    /// Not with mini-batches, which lie somewhere else each time, nor with sums over ranks or exact ones, which the host takes
+    /// part in.
+    fn is_recordable(&self) -> bool {
+        self.batch_rows.is_none() && self.ranks.is_alone()
+    }
+
     fn redraw(&self, generator: &mut Generator) {
         let Some(rows) = self.batch_rows else {
             *self.batches.borrow_mut() = [(), ()].map(|()| self.batch(None, 1.0, None));

@@ -29,6 +29,11 @@ impl Ranks {
         self.exact.is_some()
     }
 
+    /// Whether no sum leaves this rank, nor its device.
+    pub(super) fn is_alone(&self) -> bool {
+        self.others().is_none() && !self.is_exact()
+    }
+
     /// The collectives, if there are others to talk to.
     fn others(&self) -> Option<&SharedCollective> {
         self.shared.as_ref().filter(|shared| shared.size > 1)
