@@ -256,6 +256,8 @@ fn wrong_comparisons_are_refused_with_what_to_choose() {
         ),
         ("name = \"modes\"\n", "name = \"modes\"\nbest_of = 5\n", &["modes", "best_of", "regressions"]),
         ("name = \"dft\"\n", "name = \"dft\"\nchains = 10\n", &["dft", "`chains`"]),
+        ("name = \"dft\"\n", "name = \"dft\"\nbest_of = 5\n", &["dft", "best_of", "images", "has none"]),
+        ("name = \"ula\"\n", "name = \"ula\"\nbest_of = 5\n", &["ula", "`best_of`"]),
         ("name = \"ula\"\n", "name = \"ula\"\nchains = 0\n", &["ula", "chains = 0", "score.samples = 200"]),
         ("name = \"ula\"\n", "name = \"ula\"\nchains = 201\n", &["ula", "chains = 201", "score.samples"]),
         ("budget_of = \"kl\"", "budget_of = \"kl\"\nstatistic = \"mode\"", &["mode", "median", "mean"]),

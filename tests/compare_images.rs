@@ -39,6 +39,7 @@ set = ["method.kind=dft"]
 [[method]]
 name = "kl"
 set = ["method.kind=kl", "train.iterations=2"]
+best_of = 2
 
 [[method]]
 name = "langevin"
@@ -138,6 +139,7 @@ fn images_are_compared_by_their_distance_and_what_one_sample_costs() {
     let expected = [
         ("dft", "trained", 0),
         ("kl", "trained", 0),
+        ("kl", "best of 2 looks", 0),
         ("langevin", "1 step", 2),
         ("langevin", "2 steps", 3),
         ("mala", "2 steps", 3),
@@ -164,10 +166,15 @@ fn images_are_compared_by_their_distance_and_what_one_sample_costs() {
     // Training: 3 iterations of 24 rows, each with a product besides, after 2 updates of the warm start, whose chains have 5
     // steps and denoise at the end. Chains: all samples; two step sizes were tried.
     assert_eq!(rows[0]["target_evaluations"], 3 * 24 * 2 + 2 * 24 * 6);
-    assert_eq!(rows[3]["target_evaluations"], 3 * 120);
-    assert_eq!(rows[3]["tuning_evaluations"], 2 * 3 * 100);
-    assert!([0.25, 0.5].contains(&rows[3]["step_size"].as_f64().unwrap()));
-    assert!(rows[4]["tuning_evaluations"].is_null() && rows[4]["step_size"] == 0.5);
+    assert_eq!(rows[4]["target_evaluations"], 3 * 120);
+    assert_eq!(rows[4]["tuning_evaluations"], 2 * 3 * 100);
+    assert!([0.25, 0.5].contains(&rows[4]["step_size"].as_f64().unwrap()));
+    assert!(rows[5]["tuning_evaluations"].is_null() && rows[5]["step_size"] == 0.5);
+    // The best of the looks cost the whole training, and is scored on draws of its own: even the last sampler would not have
+    // the last bits of the row above.
+    assert_eq!(rows[2]["target_evaluations"], rows[1]["target_evaluations"]);
+    assert_ne!(rows[2]["metrics"]["fd_lenet"]["value"], rows[1]["metrics"]["fd_lenet"]["value"]);
+    assert!(path("run/digits/kl/seed-0/sampler-best.safetensors").exists());
 
     let markdown = fs::read_to_string(path("run/results.md")).unwrap();
     for words in

@@ -13,7 +13,7 @@ use super::bench::samples_file;
 use super::images::REAL;
 use super::results::ResultRow;
 use super::spread::{Group, groups, number};
-use super::trained::TIMED;
+use super::trained::{SETTING as TRAINED, TIMED};
 use crate::cli::metrics::OF_IMAGES;
 use crate::config::{CompareFile, ComparePlan, EvaluateSection, Features, TargetEntry, Work};
 use crate::plot::{CostCurve, CostKind, costs, labelled_grids};
@@ -117,6 +117,12 @@ pub fn legend(file: &CompareFile) -> String {
              results.json).",
         );
     }
+    if file.methods.iter().any(|method| method.best_of.is_some()) {
+        text.push_str(
+            " The best of several looks along training is chosen by the same reference too, and scored on draws that it was not \
+             chosen by.",
+        );
+    }
     text
 }
 
@@ -158,7 +164,11 @@ pub fn draw(
 fn curves(plan: &ComparePlan, target: &TargetEntry, groups: &[Group], distance: &str) -> Vec<CostCurve> {
     let methods = &plan.file.methods;
     let points = |name: &str, network: f64| -> Vec<(f64, f64)> {
-        let of_method = groups.iter().filter(|group| group.name().0 == name);
+        // The best of several looks stands in the table: in the figure it would be a second point above the same cost.
+        let is_best = |setting: &str| {
+            methods.iter().any(|m| m.name == name && m.best_of.is_some()) && setting != TRAINED
+        };
+        let of_method = groups.iter().filter(|group| group.name().0 == name && !is_best(group.name().1));
         let mut points: Vec<(f64, f64)> = of_method
             .filter_map(|group| {
                 let energy = group.spread(|row| row.evaluations_per_sample.map(|count| count as f64))?;
@@ -228,7 +238,7 @@ fn strips(
         }
     };
     for method in methods().filter(|method| method.is_trained()) {
-        add(method.name.clone(), &method.name, "trained", &home(&method.name));
+        add(method.name.clone(), &method.name, TRAINED, &home(&method.name));
     }
     for method in methods() {
         let Work::Annealed(section) = method.work() else { continue };

@@ -23,6 +23,11 @@ pub struct MethodEntry {
     /// What to set besides on single targets, by name: `{ funnel = ["score.base=target"] }`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub set_on: BTreeMap<String, Vec<String>>,
+    /// For a sampler of images that is trained: its Fréchet distance is looked at this many times along training, and the
+    /// best one is a row besides the last, scored on other draws. It is chosen by the reference that it is scored on, as the
+    /// step sizes of annealed chains are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub best_of: Option<u64>,
     /// A sampler that is not trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mcmc: Option<McmcSection>,
@@ -97,10 +102,9 @@ impl MethodEntry {
         let others = sections.into_iter().filter(|&is_there| is_there).count();
         match self.work() {
             Work::Trained => !has_budgets,
-            Work::Chains(_) => others == 1 && !is_set && !self.budgets().is_empty(),
-            Work::Fitted(_) | Work::Annealed(_) | Work::Corrected(_) => {
-                others == 1 && !is_set && !has_budgets
-            }
+            _ if is_set || self.best_of.is_some() || others != 1 => false,
+            Work::Chains(_) => !self.budgets().is_empty(),
+            Work::Fitted(_) | Work::Annealed(_) | Work::Corrected(_) => !has_budgets,
         }
     }
 

@@ -232,7 +232,7 @@ impl CompareFile {
                 both.is_none(),
                 "method",
                 &both.map_or("", |method| &method.name),
-                "one of `set` for a trained method, `mcmc` for Markov chains, which alone have `chains` and one or both `budgets`, \
+                "one of `set` for a trained method, which alone has `best_of`, `mcmc` for Markov chains, which alone have `chains` and one or both `budgets`, \
                  `fitted`, `annealed` and `corrected`",
             ),
             (!self.run.seeds.is_empty() && !repeated_seed, "run.seeds", &seeds, "a list of seeds, each once"),
@@ -276,6 +276,12 @@ impl CompareFile {
                 check_target(method, target, &recipes[at].file.target)?;
                 if !method.is_trained() {
                     continue;
+                }
+                if method.best_of.is_some_and(|times| times == 0 || !recipes[at].file.target.is_image()) {
+                    return Err(ConfigError::Invalid(format!(
+                        "method {:?}: best_of looks at the Fréchet distance of images, 1 or more times, and {:?} has none; leave it out",
+                        method.name, target.name
+                    )));
                 }
                 let plan = self.train_plan(target, &method.settings(target))?;
                 if plan.file.target != recipes[at].file.target {
