@@ -66,10 +66,10 @@ fn build_cuda_shim(libtorch: &Path) {
     let site = libtorch.canonicalize().ok().and_then(|path| path.parent().map(Path::to_path_buf));
     let wheels = site.map(|site| site.join("nvidia/cu13/include"));
     let toolkit = env::var_os("CUDA_HOME").map(|home| PathBuf::from(home).join("include"));
-    let headers = [toolkit, wheels].into_iter().flatten().find(|folder| {
-        let wanted = ["cuda_runtime_api.h", "crt/host_defines.h"].map(|name| folder.join(name));
-        println!("cargo:rerun-if-changed={}", wanted[1].display());
-        wanted.iter().all(|file| file.exists())
+    // The wheels first: they belong to this libtorch.
+    let headers = [wheels, toolkit].into_iter().flatten().filter(|folder| folder.exists()).find(|folder| {
+        println!("cargo:rerun-if-changed={}", folder.display());
+        ["cuda_runtime_api.h", "crt/host_defines.h"].iter().all(|name| folder.join(name).exists())
     });
     let Some(headers) = headers.filter(|_| libtorch.join("include/ATen/cuda/CUDAGraph.h").exists()) else {
         return; // compute.cuda_graphs and compute.precision then say what is missing

@@ -38,16 +38,18 @@ shell_syntax() {
 
 # The library for CUDA is opened on GPUs alone, which this machine may lack; that libtorch has all it asks for can be seen anywhere.
 cuda_symbols() {
-    local library site
+    local library site has wants
+    [[ -e $LIBTORCH/lib/libtorch_cuda.so ]] || { echo "this libtorch has no CUDA: not checked"; return 0; }
     library=$(find "${CARGO_TARGET_DIR:-target}/release/build" -path '*/denoising-fisher-*/out/libdft-cuda.so' -printf '%T@ %p\n' |
         sort -n | tail -1 | cut -d' ' -f2-)
-    site=$(dirname "$LIBTORCH")
     [[ -n $library ]] || { echo "wanted libdft-cuda.so, found none: see build.rs"; return 1; }
-    [[ -e $LIBTORCH/lib/libtorch_cuda.so ]] || { echo "this libtorch has no CUDA: not checked"; return 0; }
-    names() { nm -D "$@" 2>/dev/null | awk 'NF { print $NF }' | sed 's/@.*//' | sort -u; }
-    comm -13 <(names --defined-only "$LIBTORCH"/lib/lib{torch_cuda,torch_cpu,c10_cuda,c10}.so "$site"/nvidia/cu13/lib/libcudart.so.*) \
-        <(names --undefined-only "$library") | c++filt | grep -E '^(at|c10|cuda)' && return 1
-    echo "libtorch and the CUDA runtime have every symbol of it"
+    site=$(dirname "$LIBTORCH")
+    symbols() { nm -D "$@" | awk 'NF > 1 { print $NF }' | sed 's/@.*//' | sort -u; }
+    has=$(symbols --defined-only "$LIBTORCH"/lib/lib{torch_cuda,torch_cpu,c10_cuda,c10}.so "$site"/nvidia/cu13/lib/libcudart.so.*)
+    wants=$(symbols --undefined-only "$library" | grep -E '2at|3c10|^cuda')
+    [[ -n $has && -n $wants ]] || { echo "nm lists no symbols"; return 1; }
+    ! comm -13 <(echo "$has") <(echo "$wants") | grep . || { echo "libtorch and the CUDA runtime lack these"; return 1; }
+    echo "libtorch and the CUDA runtime have all $(wc -l <<<"$wants") symbols of it"
 }
 
 stage setup launch/setup.sh --tests --no-build

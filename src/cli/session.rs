@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tracing::{error, warn};
+use tracing::error;
 
 use super::metrics::NotFinite;
 use crate::comm::{CommError, StartOptions, World, cuda};
@@ -73,10 +73,7 @@ impl Session {
         let world =
             World::start(asked.device, asked.threads(), options).map_err(|error| start_failed(&error))?;
         let session = Session { world };
-        let note = session.prepare(cuda::set_up(session.world.device, &asked))?;
-        if let (Some(note), true) = (note, session.world.is_root()) {
-            warn!("{note}");
-        }
+        session.prepare(cuda::set_up(session.world.device, &asked))?;
         match file {
             Ok(file) => Ok((session, file)),
             Err(_) => Err(Exit(USAGE)), // unreachable in practice: the refusal ended the start
@@ -88,7 +85,9 @@ impl Session {
         // Rank 0 may do all the work, and the others wait for it at the end.
         let options = StartOptions { work_apart: true, ..StartOptions::default() };
         let world = World::start(device, None, options).map_err(|error| start_failed(&error))?;
-        Ok(Session { world })
+        let session = Session { world };
+        session.prepare(cuda::set_up(session.world.device, &ComputeSection::default()))?;
+        Ok(session)
     }
 
     /// Takes a step of preparation: if it failed on any rank, one reports and all leave.

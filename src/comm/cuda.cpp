@@ -26,6 +26,8 @@ template <typename Work> bool tried(Work work) {
         last_error = error.what_without_backtrace();
     } catch (const std::exception& error) {
         last_error = error.what();
+    } catch (...) {
+        last_error = "an exception without words";
     }
     return false;
 }
@@ -65,9 +67,7 @@ void* dft_cuda_graph_new(int device) {
     return made;
 }
 
-void dft_cuda_graph_free(void* graph) {
-    tried([&] { delete static_cast<Captured*>(graph); });
-}
+void dft_cuda_graph_free(void* graph) { delete static_cast<Captured*>(graph); }
 
 // From here to dft_cuda_graph_leave, work of this thread goes to the graph's own stream.
 bool dft_cuda_graph_enter(void* graph) {
@@ -86,9 +86,9 @@ bool dft_cuda_graph_leave(void* graph) {
     });
 }
 
-// Between these two, work is recorded and not done.
+// Between these two, work is recorded and not done. What other threads ask of CUDA meanwhile, NCCL's for one, does not matter.
 bool dft_cuda_graph_begin(void* graph) {
-    return tried([&] { static_cast<Captured*>(graph)->graph.capture_begin(); });
+    return tried([&] { static_cast<Captured*>(graph)->graph.capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal); });
 }
 
 bool dft_cuda_graph_end(void* graph) {

@@ -34,29 +34,31 @@ pub(crate) const IS_BUILT_IN: bool = cfg!(dft_cuda_shim);
 
 #[cfg(dft_cuda_shim)]
 fn open() -> Result<Api, String> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+
     use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
-    use super::device::loader_words;
+    use super::device::{function, loader_words};
 
-    /// The function called `name`, as the type its field has.
-    ///
-    /// SAFETY: for the caller: `F` must be the C signature of `name`.
-    unsafe fn function<F: Copy>(library: &Library, name: &str) -> Result<F, String> {
-        // SAFETY: the caller's.
-        unsafe { library.get::<F>(name) }.map(|symbol| *symbol).map_err(|error| loader_words(&error))
-    }
-
-    // The loader wants a file. It is gone once it is open.
-    let folder = std::env::temp_dir();
-    let path = folder.join(format!("libdft-cuda-{}.so", std::process::id()));
-    let wrong = |what: &str, error: String| {
-        format!("{what} {}: {error}; set TMPDIR to a folder for it", path.display())
+    // The loader wants a file: one that was not there and that nobody else may write, and that is gone once it is open.
+    let since = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    let name = format!("libdft-cuda-{}-{}.so", std::process::id(), since.as_nanos());
+    let path = std::env::temp_dir().join(name);
+    let mut made = std::fs::OpenOptions::new();
+    made.write(true).create_new(true).mode(0o700);
+    let written = made.open(&path).and_then(|mut file| file.write_all(include_bytes!(env!("DFT_CUDA_SHIM"))));
+    let library = match written {
+        Err(error) => Err(format!("cannot write {}: {error}; set TMPDIR to another folder", path.display())),
+        // SAFETY: its initialisers are those of libtorch's headers, and libtorch_cuda is loaded.
+        Ok(()) => unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL) }.map_err(|error| {
+            let words = loader_words(&error);
+            format!(
+                "cannot load {}: {words}; if its folder forbids programs, set TMPDIR to another",
+                path.display()
+            )
+        }),
     };
-    std::fs::write(&path, include_bytes!(env!("DFT_CUDA_SHIM")))
-        .map_err(|error| wrong("cannot write", error.to_string()))?;
-    // SAFETY: its initialisers are libtorch's headers' own, and libtorch_cuda is loaded.
-    let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_LOCAL) }
-        .map_err(|error| wrong("cannot load", loader_words(&error)));
     let _ = std::fs::remove_file(&path);
     let library = library?;
     // SAFETY: the fields of `Api` repeat the signatures in cuda.cpp.
@@ -97,46 +99,35 @@ impl Api {
     }
 }
 
-/// Sets what `compute` says of arithmetic on CUDA, where `device` is there; returns what a user should know.
-///
-/// libtorch's own default is TF32 in convolutions and float32 in full in matrix products.
+/// Sets what `compute` says of arithmetic on CUDA, where `device` is there. libtorch's own default is TF32 in convolutions and
+/// float32 in full in matrix products.
 ///
 /// # Errors
 /// In words, if this build or the environment cannot do what was asked for.
-pub(crate) fn set_up(device: Device, compute: &ComputeSection) -> Result<Option<String>, String> {
-    const OVERRIDE: &str = "NVIDIA_TF32_OVERRIDE";
+pub(crate) fn set_up(device: Device, compute: &ComputeSection) -> Result<(), String> {
+    const OVERRIDE: &str = "NVIDIA_TF32_OVERRIDE"; // the libraries obey it, whatever libtorch asks of them
     if !device.is_cuda() {
-        return Ok(None);
+        return Ok(());
     }
     let wants_tf32 = compute.precision == Precision::Tf32;
-    let overridden = std::env::var(OVERRIDE).ok();
-    match (wants_tf32, overridden.as_deref()) {
-        (true, Some("0")) => {
-            return Err(format!(
-                "compute.precision = \"tf32\" but {OVERRIDE}=0 forbids it; unset {OVERRIDE}"
-            ));
-        }
-        (false, Some("1")) => {
-            return Err(format!(
-                "compute.precision = \"exact\" but {OVERRIDE}=1 forbids it; unset {OVERRIDE}"
-            ));
-        }
-        _ => {}
+    let overridden = std::env::var(OVERRIDE).unwrap_or_default();
+    if overridden == if wants_tf32 { "0" } else { "1" } {
+        let (asked, other) = if wants_tf32 { ("tf32", "exact") } else { ("exact", "tf32") };
+        return Err(format!(
+            "compute.precision = \"{asked}\" but {OVERRIDE}={overridden} forbids it; unset {OVERRIDE} or set \
+             compute.precision = \"{other}\""
+        ));
     }
-    let is_needed = wants_tf32 || compute.cuda_graphs;
-    // SAFETY: sets two flags of libtorch.
-    let set = Api::get()
-        .and_then(|api| api.check("setting the precision", unsafe { (api.allow_tf32)(wants_tf32) }));
+    let set = Api::get().and_then(|api| {
+        // SAFETY: sets two flags of libtorch.
+        api.check("setting the precision", unsafe { (api.allow_tf32)(wants_tf32) })
+    });
     match set {
-        Ok(()) => Ok(None),
-        Err(error) if is_needed => {
-            let key = if wants_tf32 { "compute.precision = \"tf32\"" } else { "compute.cuda_graphs" };
-            Err(format!("{key} cannot be had: {error}"))
-        }
-        Err(_) if overridden.is_some() => Ok(None),
-        Err(error) => {
-            Ok(Some(format!("convolutions may round to TF32: {error}; {OVERRIDE}=0 forbids it as well")))
-        }
+        Err(_) if !wants_tf32 && !compute.cuda_graphs && overridden == "0" => Ok(()),
+        Err(error) => Err(format!(
+            "{error}; without it convolutions are rounded to TF32 unless {OVERRIDE}=0 is set, and there are no CUDA graphs"
+        )),
+        Ok(()) => Ok(()),
     }
 }
 
@@ -185,10 +176,12 @@ impl Graph {
     /// # Panics
     /// As libtorch's operations do inside `work`, if one of them cannot be recorded.
     pub(crate) fn record<T>(&self, work: impl FnOnce() -> T) -> Result<T, CommError> {
-        let on_stream = OnStream::enter(self)?;
+        let mut on_stream = OnStream::enter(self)?;
         // SAFETY: a live graph, on its stream.
         self.api.check("recording a CUDA graph", unsafe { (self.api.graph_begin)(self.raw) })?;
+        on_stream.is_recording = true;
         let made = work();
+        on_stream.is_recording = false;
         // SAFETY: as above, and it is recording.
         self.api.check("a recorded CUDA graph", unsafe { (self.api.graph_end)(self.raw) })?;
         on_stream.leave()?;
@@ -213,17 +206,20 @@ impl Drop for Graph {
 }
 
 /// While it lives, work goes to a graph's stream.
-struct OnStream<'g>(&'g Graph);
+struct OnStream<'g> {
+    graph: &'g Graph,
+    is_recording: bool,
+}
 
 impl<'g> OnStream<'g> {
     fn enter(graph: &'g Graph) -> Result<Self, CommError> {
         // SAFETY: a live graph.
         graph.api.check("the stream of a CUDA graph", unsafe { (graph.api.graph_enter)(graph.raw) })?;
-        Ok(OnStream(graph))
+        Ok(OnStream { graph, is_recording: false })
     }
 
     fn leave(self) -> Result<(), CommError> {
-        let graph = self.0;
+        let graph = self.graph;
         std::mem::forget(self);
         // SAFETY: a live graph, whose stream is the current one.
         graph.api.check("leaving a CUDA graph's stream", unsafe { (graph.api.graph_leave)(graph.raw) })
@@ -233,7 +229,12 @@ impl<'g> OnStream<'g> {
 impl Drop for OnStream<'_> {
     /// After a failure, which is on its way already.
     fn drop(&mut self) {
+        if self.is_recording {
+            eprintln!("this work cannot be recorded as a CUDA graph; set compute.cuda_graphs = false");
+            // SAFETY: it is recording.
+            unsafe { (self.graph.api.graph_end)(self.graph.raw) };
+        }
         // SAFETY: as in `leave`.
-        unsafe { (self.0.api.graph_leave)(self.0.raw) };
+        unsafe { (self.graph.api.graph_leave)(self.graph.raw) };
     }
 }

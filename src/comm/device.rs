@@ -115,6 +115,15 @@ pub(super) fn loader_words(error: &libloading::Error) -> String {
     std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
+/// The function called `name` in a library, as the type that its place has; an error in the loader's words.
+///
+/// # Safety
+/// `F` must be the C signature of `name`.
+pub(super) unsafe fn function<F: Copy>(library: &Library, name: &str) -> Result<F, String> {
+    // SAFETY: the caller's.
+    unsafe { library.get::<F>(name) }.map(|symbol| *symbol).map_err(|error| loader_words(&error))
+}
+
 /// Whether all ranks use CUDA (`true`) or all the CPU; `found` is in rank order, and the same on
 /// every rank, so that every rank comes to the same answer.
 ///

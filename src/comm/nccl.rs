@@ -16,6 +16,7 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use tch::{Cuda, Device, Kind, Tensor};
 
 use super::control::{Control, Failure};
+use super::device::function;
 use super::watch::{Call, What};
 use super::{Collective, CommError, check_buffer, check_root, device, launch};
 
@@ -99,15 +100,6 @@ impl Api {
     }
 
     fn symbols(library: &Library) -> Result<Api, String> {
-        /// The function called `name`, as the type its field has.
-        ///
-        /// SAFETY: for the caller: `F` must be the C signature of `name`.
-        unsafe fn function<F: Copy>(library: &Library, name: &str) -> Result<F, String> {
-            // SAFETY: the caller's.
-            unsafe { library.get::<F>(name) }
-                .map(|symbol| *symbol)
-                .map_err(|error| device::loader_words(&error))
-        }
         // SAFETY: the fields of `Api` repeat the signatures of nccl.h, 2.28; they have not changed
         // since NCCL 2.13 (`ncclGetLastError`), and changing them would break every program.
         unsafe {

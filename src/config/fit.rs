@@ -237,6 +237,15 @@ impl FeaturesPlan {
     }
 }
 
+fn check_compute(compute: &ComputeSection, batch: usize, world_size: usize) -> Result<(), ConfigError> {
+    if compute.cuda_graphs {
+        return Err(ConfigError::Invalid(
+            "compute.cuda_graphs is for dft train, and a fit is computed call by call; leave it out".into(),
+        ));
+    }
+    compute.check("train.batch", batch, world_size)
+}
+
 fn identity(run: &RunSection, compute: &ComputeSection, train: &FitSection) -> Identity {
     let mut identity = compute.identity();
     identity.extend([("run.seed", run.seed.to_string()), ("[train]", json(train))]);
@@ -253,7 +262,7 @@ impl EnergyFile {
     /// # Errors
     /// The first value that does not fit, what it should be, and what to do.
     pub fn check(self, world_size: usize) -> Result<EnergyPlan, ConfigError> {
-        self.compute.check("train.batch", self.train.batch, world_size)?;
+        check_compute(&self.compute, self.train.batch, world_size)?;
         self.train.check()?;
         self.checkpoint.check()?;
         let [low, high] = self.energy.sigma;
@@ -285,7 +294,7 @@ impl FeaturesFile {
     /// # Errors
     /// The first value that does not fit, what it should be, and what to do.
     pub fn check(self, world_size: usize) -> Result<FeaturesPlan, ConfigError> {
-        self.compute.check("train.batch", self.train.batch, world_size)?;
+        check_compute(&self.compute, self.train.batch, world_size)?;
         self.train.check()?;
         self.checkpoint.check()?;
         Ok(FeaturesPlan { file: self })

@@ -244,6 +244,11 @@ impl MethodSection {
         self.anneal_to * (1.0 - (1.0 - fraction / self.anneal_until).powf(self.anneal_power))
     }
 
+    /// Whether that weight is the same from here on, or nothing as long as the score network learns alone.
+    pub fn is_target_at_rest(&self, fraction: f64) -> bool {
+        fraction >= self.anneal_until || self.target_weight(fraction) == 0.0
+    }
+
     /// All fields of the run.
     pub fn kinds(&self) -> impl Iterator<Item = FieldKind> {
         std::iter::once(self.kind).chain(self.phases.iter().map(|phase| phase.kind))

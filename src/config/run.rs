@@ -32,13 +32,13 @@ pub enum Reduction {
 }
 
 /// How float32 is multiplied on CUDA.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// In full, as on a CPU.
     #[default]
     Exact,
-    /// With factors rounded to TF32, ten bits of mantissa: several times as fast where convolutions are what takes time.
+    /// With factors rounded to TF32, ten bits of mantissa, which the tensor cores multiply.
     Tf32,
 }
 
@@ -88,8 +88,9 @@ pub struct ComputeSection {
     /// On CUDA, how float32 is multiplied in convolutions and matrix products.
     #[serde(skip_serializing_if = "Precision::is_exact")]
     pub precision: Precision,
-    /// On CUDA, record the work of an update as a CUDA graph and replay it. Not for targets that draw mini-batches, are
-    /// spread over ranks or come as TorchScript, which are computed call by call all the same.
+    /// On CUDA, `dft train` records the work of an update as a CUDA graph and replays it. What targets that draw mini-batches,
+    /// are spread over ranks or come as TorchScript take part in is computed call by call all the same, and so are warm starts,
+    /// rehearsals, and updates while the target moves along its path.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub cuda_graphs: bool,
     /// Seconds for which a rank waits in a collective before the job ends with a message that names who is missing.
@@ -133,9 +134,7 @@ impl ComputeSection {
         if let (Reduction::Exact, Some(threads)) = (self.reduction, self.threads()) {
             identity.push(("compute.threads", threads.to_string()));
         }
-        if !self.precision.is_exact() {
-            identity.push(("compute.precision", serde_json::to_string(&self.precision).expect("a word")));
-        }
+        identity.push(("compute.precision", serde_json::to_string(&self.precision).expect("a word")));
         identity
     }
 

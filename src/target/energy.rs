@@ -48,6 +48,10 @@ impl Target for EnergyTarget {
         &self.network.spec().shape
     }
 
+    fn is_recordable(&self) -> bool {
+        true
+    }
+
     fn log_density(&self, x: &Tensor) -> Tensor {
         -self.network.energy(self.parameters.frozen(), x)
     }

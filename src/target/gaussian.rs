@@ -56,6 +56,10 @@ impl Target for Gaussian {
         &self.shape
     }
 
+    fn is_recordable(&self) -> bool {
+        true
+    }
+
     fn log_density(&self, x: &Tensor) -> Tensor {
         let centred = x - &self.mean;
         (centred.matmul(&self.precision) * &centred).sum_dim_intlist(1i64, false, None) * -0.5

@@ -120,6 +120,10 @@ impl Target for Mixture {
         &self.shape
     }
 
+    fn is_recordable(&self) -> bool {
+        true
+    }
+
     fn log_density(&self, x: &Tensor) -> Tensor {
         let squares = (x.unsqueeze(1) - &self.means).square().sum_dim_intlist(2i64, false, None);
         (squares * self.falloff.squeeze_dim(1) + self.offsets.squeeze_dim(1)).logsumexp(1i64, false)

@@ -87,9 +87,9 @@ pub trait Target {
     fn redraw(&self, _generator: &mut Generator) {}
 
     /// Whether every evaluation of as many samples is the same operations on the same memory, none of which reads results
-    /// back: then it can be recorded as a CUDA graph.
+    /// back, nor reads numbers of the host: then it can be recorded as a CUDA graph.
     fn is_recordable(&self) -> bool {
-        true
+        false
     }
 
     /// Samples `[B, …shape]` in the coordinates that a user knows: `x` itself, unless the target was moved into

@@ -56,11 +56,6 @@ impl Target for TorchScriptTarget {
         &self.shape
     }
 
-    /// Nobody knows what a module reads back.
-    fn is_recordable(&self) -> bool {
-        false
-    }
-
     fn log_density(&self, x: &Tensor) -> Tensor {
         // It was tried in f32, the kind that its weights have.
         self.module

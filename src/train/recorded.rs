@@ -22,9 +22,8 @@ pub(super) struct Work {
     pub(super) update: UpdateKind,
     /// Which of this rank's pieces.
     pub(super) piece: usize,
-    pub(super) field: FieldKind,
-    /// Bits of the target's weight on its path.
-    pub(super) target_weight: u64,
+    /// The field, and the bits of the target's weight on its path, where they play a part.
+    pub(super) of_target: Option<(FieldKind, u64)>,
 }
 
 /// Which networks learn from it.

@@ -169,7 +169,11 @@ impl State {
 /// Whether a checkpoint is of a run with these settings.
 pub(super) fn check_same_run(file: &WeightsFile, path: &Path, identity: Identity) -> Result<(), StateError> {
     for (key, wanted) in identity {
-        let found = file.metadata(key)?;
+        let found = match file.metadata(key) {
+            // Files from before the setting say nothing of it.
+            Err(_) if key == "compute.precision" => "\"exact\"",
+            found => found?,
+        };
         if found != wanted {
             let path = path.display().to_string();
             return Err(StateError::OtherRun { path, key, found: found.to_string(), wanted });

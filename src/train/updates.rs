@@ -80,10 +80,11 @@ impl<'a> Trainer<'a> {
         Self::with_pieces(plan, world, networks, pieces_of(plan, world.rank, world.size))
     }
 
-    /// For a world of one rank that does the work of `ranks` ranks, each with pieces of its own.
+    /// For a world of one rank that does the work of `ranks` ranks, each with pieces of its own, without CUDA graphs.
     pub(super) fn rehearsing(plan: &'a Plan, world: &'a World, networks: &'a Networks, ranks: usize) -> Self {
         let pieces = (0..ranks).flat_map(|rank| pieces_of(plan, rank, ranks)).collect();
-        Self::with_pieces(plan, world, networks, pieces)
+        // A few iterations would measure the recording of graphs and none of their replays.
+        Trainer { recordings: None, ..Self::with_pieces(plan, world, networks, pieces) }
     }
 
     fn with_pieces(plan: &'a Plan, world: &'a World, networks: &'a Networks, pieces: Vec<Shards>) -> Self {
@@ -169,8 +170,8 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// What `compute` makes of `draw`, from a CUDA graph where that was asked for and can be: while the target moves along its
-    /// path, each iteration is work of its own.
+    /// What `compute` makes of `draw`, from a CUDA graph where that was asked for and can be: not while the target moves along
+    /// its path, if the work depends on it, for then each iteration is work of its own.
     fn compute(
         &self,
         (update, piece): (UpdateKind, &Shards),
@@ -178,21 +179,19 @@ impl<'a> Trainer<'a> {
         draw: Draw,
         compute: impl Fn(&Draw) -> Computed,
     ) -> Result<Computed, TrainError> {
-        let target_weight = self.plan.file.method.target_weight(fraction);
-        let is_fixed = [0.0, 1.0].contains(&target_weight) && self.networks.target.target().is_recordable();
-        match &self.recordings {
-            Some(recordings) if is_fixed => {
-                let piece = self.pieces.iter().position(|other| std::ptr::eq(other, piece));
-                let work = Work {
-                    update,
-                    piece: piece.expect("one of this rank's"),
-                    field: self.plan.file.method.kind_at(fraction),
-                    target_weight: target_weight.to_bits(),
-                };
-                recordings.compute(work, draw, compute)
-            }
-            _ => Ok(compute(&draw)),
+        let Some(recordings) = &self.recordings else { return Ok(compute(&draw)) };
+        let method = &self.plan.file.method;
+        let depends_on_target =
+            update != UpdateKind::Score || self.networks.score.spec().base != ScoreBase::Gaussian;
+        let is_fixed = method.is_target_at_rest(fraction) && self.networks.target.target().is_recordable();
+        if depends_on_target && !is_fixed {
+            return Ok(compute(&draw));
         }
+        let piece = self.pieces.iter().position(|other| std::ptr::eq(other, piece));
+        let piece = piece.expect("one of this rank's");
+        let of_target =
+            depends_on_target.then(|| (method.kind_at(fraction), method.target_weight(fraction).to_bits()));
+        recordings.compute(Work { update, piece, of_target }, draw, compute)
     }
 
     /// Perturbed rows of all ranks.

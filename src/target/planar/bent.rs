@@ -64,6 +64,8 @@ impl Bend {
 pub struct Bent {
     bend: Bend,
     place: Place,
+    /// m, `[2]`.
+    mean: Tensor,
     /// −C⁻¹, `[2, 2]`.
     stiffness: Tensor,
     /// C⁻¹ m, `[2]`.
@@ -78,7 +80,8 @@ impl Bent {
         let [p11, p12, p22] = [c22, -c12, c11].map(|entry| entry / determinant);
         let stiffness = Tensor::from_slice(&[-p11, -p12, -p12, -p22]).reshape([2, 2]);
         let pull = Tensor::from_slice(&[p11 * m1 + p12 * m2, p12 * m1 + p22 * m2]);
-        Bent { bend, place, stiffness: place.of(stiffness), pull: place.of(pull) }
+        let mean = place.of(Tensor::from_slice(&bend.mean()));
+        Bent { bend, place, mean, stiffness: place.of(stiffness), pull: place.of(pull) }
     }
 
     /// g = −C⁻¹(y − m), `[B, 2]`, with x1 and f(x1), `[B]`.
@@ -101,10 +104,14 @@ impl Target for Bent {
         &[2]
     }
 
+    fn is_recordable(&self) -> bool {
+        true
+    }
+
     fn log_density(&self, x: &Tensor) -> Tensor {
         let x1 = x.select(1, 0);
         let y = Tensor::stack(&[&x1, &(x.select(1, 1) + self.bend.offset(&x1))], 1);
-        let centred = y - Tensor::from_slice(&self.bend.mean()).to_kind(x.kind()).to_device(x.device());
+        let centred = y - &self.mean;
         (centred.matmul(&self.stiffness) * &centred).sum_dim_intlist(1i64, false, None) * 0.5
     }
 

@@ -41,6 +41,10 @@ impl Target for Donut {
         &[2]
     }
 
+    fn is_recordable(&self) -> bool {
+        true
+    }
+
     fn log_density(&self, x: &Tensor) -> Tensor {
         (x.norm_scalaropt_dim(2, 1i64, false) - RADIUS).square() * -2.0
     }

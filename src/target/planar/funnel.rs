@@ -56,6 +56,10 @@ impl Target for Funnel {
         &[2]
     }
 
+    fn is_recordable(&self) -> bool {
+        true
+    }
+
     fn log_density(&self, x: &Tensor) -> Tensor {
         let (centred, x2) = (x.select(1, 0) - CENTRE, x.select(1, 1));
         (&x2 - MEAN).square() * (-0.5 / VARIANCE) - &x2 * 0.5 - centred.square() * x2.neg().exp() * 0.5
