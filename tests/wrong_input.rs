@@ -136,6 +136,8 @@ fn values_out_of_range_say_what_to_choose() {
         ("evaluate.features=inception", ["inception", "\"lenet\""]),
         ("evaluate.samples=40000", ["evaluate.samples = 40000", "30000"]),
         ("sampler.kind=unet", ["sampler.kind", "\"mlp\""]),
+        ("sampler.stages=2", ["sampler.stages = 2", "\"unet\""]),
+        ("score.conservative=true", ["score.conservative", "score.start = \"energy\""]),
         ("target.covariance=[[1.0, 2.0], [2.0, 1.0]]", ["target.covariance", "positive definite"]),
     ] {
         refused(&bench.train("configs/quick.toml", &["--set", setting]), &words);
@@ -340,6 +342,7 @@ fn checkpoint_of_another_network_or_run_is_refused_and_kept() {
     refused(&resume("compute.shards=12"), &["compute.shards = 24", "12"]);
     // The same shapes and another function: the weights would fit, and mean something else.
     refused(&resume("sampler.initial_scale=3.0"), &["[sampler]", "3.0"]);
+    refused(&resume("compute.precision=tf32"), &["compute.precision", "exact", "tf32"]);
     refused(&resume("method.sigma=0.3"), &["[method]", "0.3"]);
     refused(&resume("train.iterations=1"), &["2 iterations", "train.iterations = 1"]);
     assert_eq!(fs::read(&checkpoint).unwrap(), before);
