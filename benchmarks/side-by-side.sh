@@ -20,6 +20,7 @@ export SAMPLES=${SAMPLES:-1000000}      # drawn of vectors
 export IMAGES=${IMAGES:-20000}          # drawn of images
 report=${1:-benchmarks/$(date +%F)-side-by-side.md}
 runs=${RUNS:-$(mktemp -d)}              # agreement files, runs and every measurement
+mkdir -p "$runs"
 
 source launch/env.sh
 cargo build --release --locked --bin dft --example first_iteration
