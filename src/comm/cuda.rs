@@ -13,6 +13,10 @@ use super::CommError;
 use crate::config::{ComputeSection, Precision};
 
 /// The functions of `cuda.cpp`.
+#[cfg_attr(
+    not(dft_cuda_shim),
+    allow(dead_code, reason = "only `open` of a build with the library makes one")
+)]
 #[derive(Debug)]
 struct Api {
     error: unsafe extern "C" fn() -> *const c_char,

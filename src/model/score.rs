@@ -238,6 +238,7 @@ impl ScoreNetwork {
         (loss, weighted * per_row(&(sigma * 2.0), score))
     }
 }
+
 /// ∇|x − f(x, log sigma)|²/2, the shape of `x`; it can be differentiated where the weights or `x` are tracked.
 fn gradient_of_residual(network: &UNet, weights: &Weights, x: &Tensor, log_sigma: &Tensor) -> Tensor {
     let is_tracked = weights.are_tracked() || x.requires_grad();

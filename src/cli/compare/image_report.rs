@@ -165,10 +165,9 @@ fn curves(plan: &ComparePlan, target: &TargetEntry, groups: &[Group], distance: 
     let methods = &plan.file.methods;
     let points = |name: &str, network: f64| -> Vec<(f64, f64)> {
         // The best of several looks stands in the table: in the figure it would be a second point above the same cost.
-        let is_best = |setting: &str| {
-            methods.iter().any(|m| m.name == name && m.best_of.is_some()) && setting != TRAINED
-        };
-        let of_method = groups.iter().filter(|group| group.name().0 == name && !is_best(group.name().1));
+        let is_trained = methods.iter().any(|method| method.name == name && method.is_trained());
+        let is_shown = |setting: &str| !is_trained || setting == TRAINED;
+        let of_method = groups.iter().filter(|group| group.name().0 == name && is_shown(group.name().1));
         let mut points: Vec<(f64, f64)> = of_method
             .filter_map(|group| {
                 let energy = group.spread(|row| row.evaluations_per_sample.map(|count| count as f64))?;

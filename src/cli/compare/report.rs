@@ -15,6 +15,7 @@ use super::image_report;
 use super::job::Job;
 use super::results::{ResultRow, Rows};
 use super::spread::{Group, count, groups, number};
+use super::trained::SETTING as TRAINED;
 use crate::cli::summary::command_line;
 use crate::config::{ComparePlan, Statistic, TargetSection};
 use crate::metric::CalibrationBin;
@@ -265,7 +266,7 @@ fn draw(plan: &ComparePlan, rows: &[ResultRow], directory: &Path, path: &Path) -
     }
     let panel = |target: usize, method: usize| -> Option<DensityPanel> {
         let (target, method) = (&file.targets[target], &file.methods[method]);
-        let setting = if method.mcmc.is_some() { method.budgets()[0].setting() } else { "trained" };
+        let setting = if method.mcmc.is_some() { method.budgets()[0].setting() } else { TRAINED };
         let found = rows.iter().find(|row| {
             row.target == target.name
                 && row.method == method.name
@@ -319,7 +320,7 @@ fn caption(row: &ResultRow) -> String {
             None => format!("{label} {}", number(score.value)),
         })
     };
-    let setting = (row.setting != "trained").then(|| row.setting.clone());
+    let setting = (row.setting != TRAINED).then(|| row.setting.clone());
     let lines = [ratio("ksd", "KSD"), ratio("sliced_w2", "SW2"), setting];
     lines.into_iter().flatten().collect::<Vec<_>>().join("\n")
 }

@@ -38,19 +38,15 @@ impl Bench<'_> {
         let file = &self.plan.file;
         let mut plan = self.plan.train_plan(job.target, job.method, job.seed);
         let best_of = file.targets[job.target].best_of;
-        if let Some(times) = best_of {
-            plan.file.evaluate.every = plan.file.train.iterations.div_ceil(times);
-        }
+        // Of a posterior, and of images: a target is one or the other.
         let best_image_of = file.methods[job.method].best_of;
-        let looks = best_image_of.map(|times| format!("best of {times} looks"));
-        if let Some(times) = best_image_of {
+        if let Some(times) = best_of.or(best_image_of) {
             plan.file.evaluate.every = plan.file.train.iterations.div_ceil(times);
         }
-        let common = self.common_key(job)?;
-        let key = match &looks {
-            Some(looks) => key_of(&[&identity(&plan.file), &common, looks]),
-            None => key_of(&[&identity(&plan.file), &common]),
-        };
+        let looks = best_image_of.map(|times| format!("best of {times} looks"));
+        let (identity, common) = (identity(&plan.file), self.common_key(job)?);
+        let parts: Vec<&str> = [&identity, &common].into_iter().chain(&looks).map(String::as_str).collect();
+        let key = key_of(&parts);
         if let Some(rows) = Rows::read(home, &key) {
             return Ok(Some(rows));
         }
@@ -65,11 +61,8 @@ impl Bench<'_> {
             (Some(_), Some(posterior)) => Some(posterior.measure_along()?),
             _ => None,
         };
-        let measure = match &looks {
-            Some(_) => Some(self.images(job)?.measure(world)?),
-            None => None,
-        };
-        let yardsticks = Yardsticks { posterior: along.as_deref(), images: measure, ..Yardsticks::default() };
+        let images = looks.as_ref().map(|_| self.images(job)?.measure(world)).transpose()?;
+        let yardsticks = Yardsticks { posterior: along.as_deref(), images, ..Yardsticks::default() };
         let mut observer = RunObserver::new(&plan, world, &networks, yardsticks, Some(record), first, false);
         if looks.is_some() {
             observer.keep_best(home);
