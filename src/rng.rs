@@ -46,6 +46,10 @@ pub enum Stream {
     WarmStart = 13,
     /// Data, restarts and noise of the chains that an energy is contrasted with.
     Contrast = 14,
+    /// Latents and chains of the pairs of a regression beside the field.
+    Pairs = 15,
+    /// Which pairs an update sees.
+    PairsOfUpdate = 16,
 }
 
 /// A generator for one (run, stream, iteration, shard).

@@ -78,6 +78,8 @@ fn small_recipe(energy: &Path) -> String {
         ("updates = 800", "updates = 2"),
         ("batch = 48", "batch = 24"),
         ("warmup_updates = 150", "warmup_updates = 1"),
+        ("pairs = 3000", "pairs = 24"),
+        ("langevin_steps = 60", "langevin_steps = 1"),
     ]
     .into_iter()
     .fold(text, |text, (from, to)| {

@@ -5,7 +5,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dft::comm::World;
@@ -122,7 +122,7 @@ fn a_resumed_run_must_keep_the_reduction_and_its_threads() {
 }
 
 /// `dft train configs/mnist.toml`, tiny and exact, without pictures.
-const TINY_IMAGES: [&str; 8] = [
+const TINY_IMAGES: [&str; 12] = [
     "compute.reduction=exact",
     "compute.shards=4",
     "train.batch=4",
@@ -131,10 +131,14 @@ const TINY_IMAGES: [&str; 8] = [
     "evaluate.features=none",
     "warm_start.updates=3",
     "warm_start.steps=2",
+    "regression.pairs=8",
+    "regression.batch=4",
+    "regression.steps=1",
+    "regression.langevin_steps=2",
 ];
 
 #[test]
-fn a_warm_start_on_one_two_and_four_ranks_has_the_same_bits() {
+fn a_warm_start_and_a_regression_on_one_two_and_four_ranks_have_the_same_bits() {
     let directory = tempfile::tempdir().unwrap();
     let hash = |ranks: usize, settings: &[&str]| {
         let run = directory.path().join(format!("{ranks}-{}", settings.len()));
@@ -146,10 +150,11 @@ fn a_warm_start_on_one_two_and_four_ranks_has_the_same_bits() {
     assert_eq!(alone, hash(2, &[]));
     assert_eq!(alone, hash(4, &[]));
     assert_ne!(alone, hash(1, &["warm_start.updates=2"]));
+    assert_ne!(alone, hash(1, &["warm_start.updates=3", "regression.weight=1.0"]));
 }
 
 #[test]
-fn a_run_stopped_in_its_warm_start_goes_on_to_the_bits_of_an_uninterrupted_one() {
+fn a_run_stopped_before_its_first_iteration_goes_on_to_the_bits_of_an_uninterrupted_one() {
     let settings = TINY_IMAGES.map(String::from);
     let world = World::solo(Device::Cpu);
     tch::set_num_threads(1);
@@ -157,36 +162,41 @@ fn a_run_stopped_in_its_warm_start_goes_on_to_the_bits_of_an_uninterrupted_one()
     let plan = plan.check(1).unwrap();
     let networks = Networks::build(&plan, &world).unwrap();
     let directory = tempfile::tempdir().unwrap();
-    let go = |state: &mut State, is_asked_to_stop: bool, checkpoints: &Path| {
+    let go = |state: &mut State, stops_at: fn(&Event) -> bool, checkpoints: &Path| {
         fs::create_dir_all(checkpoints).unwrap();
-        let stop = AtomicBool::new(is_asked_to_stop);
-        run(&plan, &world, &networks, state, &mut Silent, checkpoints, &stop).unwrap()
+        let stop = AtomicBool::new(false);
+        let mut observer = Stopper { stop: &stop, stops_at };
+        run(&plan, &world, &networks, state, &mut observer, checkpoints, &stop).unwrap()
     };
     let mut whole = State::initial(&plan, &networks, Device::Cpu);
-    assert_eq!(go(&mut whole, false, &directory.path().join("whole")), Outcome::Done);
+    assert_eq!(go(&mut whole, |_| false, &directory.path().join("whole")), Outcome::Done);
 
-    // Every part makes one update and stops: in the warm start, then in the score network's warm-up.
+    // Every part stops after one update, of the warm start and at last of the score network's warm-up; one before that stops
+    // among the pairs of the regression, which are made again.
     let parts = directory.path().join("parts");
-    for updates in 1..=4u64 {
+    for part_number in 1..=5u64 {
         let mut part = State::initial(&plan, &networks, Device::Cpu);
-        if updates > 1 {
+        if part_number > 1 {
             part.restore(&parts.join("iteration-000000000.safetensors"), &plan).unwrap();
         }
-        assert_eq!(go(&mut part, true, &parts), Outcome::Stopped);
-        assert_eq!(
-            (part.warm_start_updates, part.score_updates),
-            (updates.min(3), updates.saturating_sub(3))
-        );
+        let stops_at: fn(&Event) -> bool = match part_number {
+            4 => |event| matches!(event, Event::Pairs(2, 4)),
+            _ => |event| matches!(event, Event::WarmStart(..) | Event::Warmup(..)),
+        };
+        assert_eq!(go(&mut part, stops_at, &parts), Outcome::Stopped);
+        let updates = part_number.min(3);
+        assert_eq!((part.warm_start_updates, part.score_updates), (updates, part_number.saturating_sub(4)));
         // After its last update the optimiser and the averaged weights start anew.
         let is_anew = part.sampler_adam.updates == 0
             && part.sampler_adam.square.abs().max().double_value(&[]) == 0.0
             && part.average.parameters.flat() == part.sampler.flat();
-        assert_eq!(is_anew, updates >= 3, "{updates} updates");
+        assert_eq!(is_anew, updates == 3, "{updates} updates");
     }
     let mut last = State::initial(&plan, &networks, Device::Cpu);
     last.restore(&parts.join("iteration-000000000.safetensors"), &plan).unwrap();
-    assert_eq!(go(&mut last, false, &parts), Outcome::Done);
+    assert_eq!(go(&mut last, |_| false, &parts), Outcome::Done);
     assert_eq!(whole.parameters_sha256(), last.parameters_sha256());
+    assert_eq!(whole.target_evaluations, last.target_evaluations);
     assert_eq!(whole.average.parameters.flat(), last.average.parameters.flat());
 }
 
@@ -217,6 +227,19 @@ fn an_energy_fitted_on_one_two_and_three_ranks_has_the_same_bits() {
 }
 
 struct Silent;
+
+/// Asks for a stop at an event.
+struct Stopper<'a> {
+    stop: &'a AtomicBool,
+    stops_at: fn(&Event) -> bool,
+}
+
+impl Observer for Stopper<'_> {
+    fn observe(&mut self, event: &Event) -> anyhow::Result<()> {
+        self.stop.fetch_or((self.stops_at)(event), Ordering::Relaxed);
+        Ok(())
+    }
+}
 
 impl Observer for Silent {
     fn observe(&mut self, _event: &Event) -> anyhow::Result<()> {

@@ -50,7 +50,9 @@ fn train(directory: &TempDir, file: &Path, more: &[&str]) -> Finished {
     {
         arguments.extend(["--set", setting]);
     }
-    for setting in ["evaluate.samples=150"].iter().chain(more) {
+    for setting in
+        ["evaluate.samples=150", "regression.pairs=24", "regression.langevin_steps=1"].iter().chain(more)
+    {
         arguments.extend(["--set", setting]);
     }
     dft(&arguments)

@@ -74,6 +74,8 @@ fn the_whole_path_from_data_to_pictures_runs_on_two_ranks() {
             "sampler.width=8",
             "score.width=8",
             "warm_start.updates=2",
+            "regression.pairs=24",
+            "regression.langevin_steps=1",
             "train.warmup_updates=2",
             "evaluate.samples=150",
             "evaluate.every=2",
@@ -189,6 +191,9 @@ fn every_training_configuration_in_the_repository_takes_a_step() {
         }
         if text.contains("[warm_start]") {
             command.args(["--set", "warm_start.updates=1"]);
+        }
+        if text.contains("[regression]") {
+            command.args(["--set", "regression.pairs=24", "--set", "regression.langevin_steps=1"]);
         }
         if kind == "fashion" {
             command.args(["--set", "evaluate.data=data/mnist"]);

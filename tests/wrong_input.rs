@@ -297,6 +297,36 @@ fn density_that_is_not_one_is_refused_before_training() {
 }
 
 #[test]
+fn regressions_that_do_not_fit_the_sampler_or_the_target_are_refused_before_any_pair_is_made() {
+    let bench = Bench::new();
+    for (setting, words) in [
+        ("regression.weight=0", ["regression.weight = 0", "above 0"]),
+        ("regression.pairs=25", ["regression.pairs = 25", "compute.shards = 24"]),
+        ("regression.batch=0", ["regression.batch = 0", "compute.shards = 24"]),
+        ("regression.pool=3", ["regression.pool = 3", "28 × 28"]),
+        ("regression.sigma=[0.1, 3.0]", ["regression.sigma = [0.1, 3]", "high ≥ low"]),
+        ("regression.langevin_step_size=2.0", ["regression.langevin_step_size = 2", "unstable"]),
+        ("sampler.output=tanh", ["sampler.output", "tanh"]),
+        ("train.score_final_lr_fraction=1.5", ["train.score_final_lr_fraction = 1.5", "0 to 1"]),
+    ] {
+        refused(&bench.train("configs/mnist.toml", &["--set", setting]), &words);
+    }
+    refused(
+        &bench.train("configs/mnist.toml", &["--set", "target.tempered=false"]),
+        &["tempered target", "target.tempered = true"],
+    );
+    refused(
+        &bench.train("configs/quick.toml", &["--set", "regression.weight=1.0"]),
+        &["[regression]", "tempered target"],
+    );
+    refused(
+        &bench.train("configs/quick.toml", &["--set", "sampler.output=sigmoid"]),
+        &["sampler.output", "\"unet\""],
+    );
+    assert!(!bench.path("run").exists());
+}
+
+#[test]
 fn missing_weights_are_named() {
     let bench = Bench::new();
     refused(

@@ -65,6 +65,7 @@ pub struct RunObserver<'a> {
     /// From the first iteration on: a warm start is no part of its rate.
     progress: Option<Progress>,
     warm_start: Option<Progress>,
+    pairs: Option<Progress>,
     /// Noise that is added to the samples.
     sigma: f64,
     /// The latest scores.
@@ -81,6 +82,10 @@ impl Observer for RunObserver<'_> {
         match event {
             Event::WarmStart(done, total, loss) => {
                 self.warm_start(*done, *total, *loss);
+                Ok(())
+            }
+            Event::Pairs(done, total) => {
+                self.pairs(*done, *total);
                 Ok(())
             }
             Event::Warmup(done, total, loss) => {
@@ -129,6 +134,7 @@ impl<'a> RunObserver<'a> {
             first,
             progress: None,
             warm_start: None,
+            pairs: None,
             sigma: output_sigma(&plan.file.method, is_tempered),
             metrics: BTreeMap::new(),
             best: None,
@@ -174,6 +180,18 @@ impl<'a> RunObserver<'a> {
             if is_shown {
                 info!("the sampler starts at a squared distance of {loss:.3} from the ends of the chains");
             }
+        }
+    }
+
+    /// Shows the making of pairs, which may take minutes.
+    fn pairs(&mut self, done: u64, total: u64) {
+        let is_shown = self.is_shown;
+        let shown = self.pairs.get_or_insert_with(|| Progress::new("pairs", 0, total, is_shown));
+        shown.set(done, || "shards of pairs for the regression".into());
+        if done == total
+            && let Some(shown) = self.pairs.take()
+        {
+            shown.finish();
         }
     }
 

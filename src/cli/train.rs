@@ -150,6 +150,15 @@ fn print_plan(plan: &Plan, world: &World, networks: &Networks, state: &State, pa
             ),
         );
     }
+    if let Some(section) = &file.regression {
+        row(
+            "regression",
+            format!(
+                "weight {} on {} pairs: a flow of {} steps, {} steps of Langevin",
+                section.weight, section.pairs, section.steps, section.langevin_steps
+            ),
+        );
+    }
     row(
         "training",
         format!(

@@ -13,6 +13,7 @@ mod method;
 mod network;
 mod run;
 mod train;
+mod regression;
 mod warm_start;
 
 pub use compare::{
@@ -30,9 +31,10 @@ pub use mcmc::{
 };
 pub use method::{FieldKind, MethodSection, Phase, Schedule, ScoreWeight, SigmaKnot, SigmaPath, Variance};
 pub use network::{
-    Deviations, EnergyKind, SamplerKind, SamplerSection, ScoreBase, ScoreKind, ScoreSection, Start,
-    TargetSection,
+    Deviations, EnergyKind, SamplerKind, SamplerOutput, SamplerSection, ScoreBase, ScoreKind, ScoreSection,
+    Start, TargetSection,
 };
+pub use regression::RegressionSection;
 pub use run::{ComputeSection, DeviceRequest, Identity, Precision, Reduction, RunSection};
 pub use train::{CheckpointSection, EvaluateSection, Features, Plan, TrainFile, TrainSection};
 pub use warm_start::WarmStartSection;

@@ -30,6 +30,24 @@ pub enum SamplerKind {
     Generator,
 }
 
+/// What comes after the last layer of a sampler of images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SamplerOutput {
+    /// Nothing.
+    #[default]
+    Linear,
+    /// 1/(1 + exp(−8(h − 1/2))), so that pixels are in (0, 1): 0 and 1 stay about where they are, and what is near them comes
+    /// nearer, such as the faint haze that a network leaves where an image is black.
+    Sigmoid,
+}
+
+impl SamplerOutput {
+    pub(crate) fn is_linear(&self) -> bool {
+        *self == SamplerOutput::Linear
+    }
+}
+
 /// Which network the score network is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -232,6 +250,9 @@ pub struct SamplerSection {
     /// U-Nets of a `unet` one behind the other: still one pass, of a deeper network.
     #[serde(default = "default_stages", skip_serializing_if = "is_one")]
     pub stages: usize,
+    /// What comes after the last layer of a `unet`.
+    #[serde(default, skip_serializing_if = "SamplerOutput::is_linear")]
+    pub output: SamplerOutput,
     /// Standard deviation of the first samples (of a U-Net's input): about the spread of the target.
     #[serde(default = "default_scale")]
     pub initial_scale: f64,

@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::load::ConfigError;
 use super::method::{FieldKind, MethodSection, Schedule, Variance};
-use super::network::{SamplerKind, SamplerSection, ScoreBase, ScoreKind, ScoreSection, Start, TargetSection};
+use super::network::{
+    SamplerKind, SamplerOutput, SamplerSection, ScoreBase, ScoreKind, ScoreSection, Start, TargetSection,
+};
+use super::regression::RegressionSection;
 use super::run::{ComputeSection, Reduction, RunSection, require};
 use super::warm_start::WarmStartSection;
 
@@ -30,6 +33,9 @@ pub struct TrainFile {
     /// `[warm_start]`; none if not given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warm_start: Option<WarmStartSection>,
+    /// `[regression]`; none if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub regression: Option<RegressionSection>,
     /// `[train]`.
     pub train: TrainSection,
     /// `[evaluate]`.
@@ -68,6 +74,10 @@ pub struct TrainSection {
     pub cosine_from: f64,
     /// What the cosine falls to, as a fraction of the step size.
     pub final_lr_fraction: f64,
+    /// What the score network's step size falls to, if to another; 1 keeps it level, so that the network stays as quick as it
+    /// was while the sampler comes to rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_final_lr_fraction: Option<f64>,
     /// Largest norm of the sampler's gradient; longer ones are scaled down. 0 means no limit.
     pub sampler_clip_norm: f64,
     /// Largest norm of the score network's gradient; longer ones are scaled down. 0 means no limit.
@@ -103,6 +113,7 @@ impl Default for TrainSection {
             score_betas: [0.0, 0.99],
             cosine_from: 0.6,
             final_lr_fraction: 0.01,
+            score_final_lr_fraction: None,
             sampler_clip_norm: 0.0,
             score_clip_norm: 0.0,
             clip_factor: 0.0,
@@ -248,6 +259,7 @@ impl TrainFile {
         self.method.check()?;
         self.checkpoint.check()?;
         self.warm_start.iter().try_for_each(WarmStartSection::check)?;
+        self.regression.iter().try_for_each(|section| section.check(self.compute.shards))?;
         let betas_hold = |betas: &[f64; 2]| betas.iter().all(|beta| (0.0..1.0).contains(beta));
         let betas = |betas: &[f64; 2]| format!("[{}, {}]", betas[0], betas[1]);
         require(&[
@@ -280,6 +292,12 @@ impl TrainFile {
                 "a fraction 0 to 1",
             ),
             (
+                train.score_final_lr_fraction.is_none_or(|fraction| (0.0..=1.0).contains(&fraction)),
+                "train.score_final_lr_fraction",
+                &train.score_final_lr_fraction.unwrap_or(0.0),
+                "a fraction 0 to 1",
+            ),
+            (
                 train.sampler_clip_norm >= 0.0,
                 "train.sampler_clip_norm",
                 &train.sampler_clip_norm,
@@ -306,6 +324,12 @@ impl TrainFile {
                 "sampler.stages",
                 &self.sampler.stages,
                 "1 or more, and 1 if sampler.kind is not \"unet\"",
+            ),
+            (
+                self.sampler.output == SamplerOutput::Linear || self.sampler.kind == SamplerKind::Unet,
+                "sampler.output",
+                &"sigmoid",
+                "\"linear\" if sampler.kind is not \"unet\"",
             ),
             (
                 self.sampler.initial_scale > 0.0,

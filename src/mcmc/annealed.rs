@@ -52,8 +52,21 @@ impl AnnealedLangevin {
         after_step: &mut dyn FnMut(u64),
     ) -> Tensor {
         let shape = [&[rows], target.shape()].concat();
+        let start = generator.normal(&shape) * self.sigma_first + self.start_mean;
+        self.continue_from(&start.to_device(device), target, generator, after_step)
+    }
+
+    /// As [`run`](Self::run), from given points `[rows, …]`, which have noise of level `sigma_first` already.
+    pub fn continue_from(
+        &self,
+        start: &Tensor,
+        target: &dyn Target,
+        generator: &mut Generator,
+        after_step: &mut dyn FnMut(u64),
+    ) -> Tensor {
+        let (shape, device) = (start.size(), start.device());
         let variance = self.sigma0.powi(2);
-        let mut x = (generator.normal(&shape) * self.sigma_first + self.start_mean).to_device(device);
+        let mut x = start.shallow_clone();
         for step in 0..self.steps {
             let noise = generator.normal(&shape).to_device(device)
                 * ((2.0 * self.step_size).sqrt() * self.sigma(step));

@@ -12,7 +12,7 @@ use super::mlp::{Mlp, MlpRecord};
 use super::parameters::{Layout, Slot, Weights};
 use super::unet::UNet;
 use crate::comm::memory::{elements, elements_mut};
-use crate::config::SamplerKind;
+use crate::config::{SamplerKind, SamplerOutput};
 
 /// All that is needed to rebuild a sampler around its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,6 +31,9 @@ pub struct SamplerSpec {
     /// U-Nets of a `unet` one behind the other.
     #[serde(default = "one_stage")]
     pub stages: usize,
+    /// What comes after the last layer of a `unet`.
+    #[serde(default, skip_serializing_if = "SamplerOutput::is_linear")]
+    pub output: SamplerOutput,
     /// Scale of the latent at the start: the standard deviation of the first samples (`mlp`, `generator`) or
     /// of the U-Net's input.
     pub initial_scale: f64,
@@ -202,7 +205,7 @@ impl SamplerNetwork {
     ///
     /// - `mlp`: x0 = offset + scale·(z·exp(gate(z)) + shift(z)); gate and shift start at zero, so the first
     ///   samples are exactly N(offset, scale² I).
-    /// - `unet`: x0 = f(offset + scale·z), f the stages one after the other.
+    /// - `unet`: x0 = f(offset + scale·z), f the stages one after the other, and a sigmoid if the spec has one.
     /// - `generator`: x0 = offset + G(z₁) + scale·exp(log_scale)·z₂ with G = 0 and log_scale = 0 at the
     ///   start.
     pub fn forward(&self, weights: &Weights, z: &Tensor) -> Tensor {
@@ -219,7 +222,11 @@ impl SamplerNetwork {
                 (z.narrow(1, 0, dimension) * gate.exp() + shift) * scale + offset
             }
             Trunk::Unet(stages) => {
-                stages.iter().fold(z * scale + offset, |x, stage| stage.forward(weights, &x, None))
+                let x = stages.iter().fold(z * scale + offset, |x, stage| stage.forward(weights, &x, None));
+                match self.spec.output {
+                    SamplerOutput::Linear => x,
+                    SamplerOutput::Sigmoid => ((x - 0.5) * 8.0).sigmoid(),
+                }
             }
             Trunk::Generator { generator, log_scale } => {
                 let image = generator.forward(weights, &z.narrow(1, 0, self.spec.latent));
@@ -283,6 +290,7 @@ mod tests {
                 width: 4,
                 depth: 1,
                 stages,
+                output: SamplerOutput::Linear,
                 initial_scale: scale,
                 initial_offset: offset,
                 initial_gain: 1.0,
@@ -311,6 +319,7 @@ mod tests {
             width: 16,
             depth: 2,
             stages: 1,
+            output: SamplerOutput::Linear,
             initial_scale: 2.5,
             initial_offset: -0.7,
             initial_gain: 1.0,

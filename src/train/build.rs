@@ -75,6 +75,7 @@ impl Networks {
                     .into(),
             ));
         }
+        check_regression(plan, &target)?;
         let sampler = SamplerNetwork::new(&SamplerSpec {
             kind: file.sampler.kind,
             shape: shape.clone(),
@@ -82,6 +83,7 @@ impl Networks {
             width: file.sampler.width,
             depth: file.sampler.depth,
             stages: file.sampler.stages,
+            output: file.sampler.output,
             initial_scale: file.sampler.initial_scale,
             initial_offset: file.sampler.initial_offset,
             initial_gain: file.sampler.initial_gain,
@@ -104,6 +106,36 @@ impl Networks {
         })
         .map_err(SetupError::Network)?;
         Ok(Networks { target, sampler, score, energy_parameters })
+    }
+}
+
+/// What a regression beside the field wants of the target and the sampler.
+fn check_regression(plan: &Plan, target: &TargetAtLevel) -> Result<(), SetupError> {
+    let Some(section) = &plan.file.regression else { return Ok(()) };
+    let refuse = |text: String| Err(SetupError::Network(text));
+    if target.tempered_from().is_none() {
+        return refuse(
+            "[regression] follows the noise levels of a tempered target, and this one is not; set target.tempered = true, or leave \
+             [regression] out"
+                .into(),
+        );
+    }
+    if plan.file.sampler.kind == SamplerKind::Generator {
+        return refuse(
+            "[regression] carries a latent in the shape of a sample along a flow, and that of sampler.kind = \"generator\" has another; \
+             choose sampler.kind = \"unet\", or leave [regression] out"
+                .into(),
+        );
+    }
+    let pool = section.pool;
+    match *target.target().shape() {
+        [_, height, width] if height % pool != 0 || width % pool != 0 => refuse(format!(
+            "regression.pool = {pool} does not divide images of {height} × {width}; choose one that divides both"
+        )),
+        [_] if pool != 1 => refuse(format!(
+            "regression.pool = {pool} is for images, and this target is on vectors; leave it out"
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -15,6 +15,7 @@ mod mean_field;
 mod observer;
 mod recorded;
 mod reduce;
+mod regression;
 mod rehearse;
 mod run;
 mod schedule;

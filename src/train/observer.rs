@@ -42,6 +42,8 @@ pub struct FitRow {
 pub enum Event<'a> {
     /// An update of the warm start: how many are done, of how many, and the loss.
     WarmStart(u64, u64, f64),
+    /// Pairs were made: of how many of this rank's shards, and how many it has.
+    Pairs(u64, u64),
     /// A score update before the first iteration: how many are done, of how many, and the loss.
     Warmup(u64, u64, f64),
     /// An iteration is done.

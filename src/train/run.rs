@@ -39,7 +39,7 @@ pub fn run(
     stop: &Stop,
 ) -> Result<Outcome, TrainError> {
     let settings = &plan.file.train;
-    let trainer = Trainer::new(plan, world, networks);
+    let mut trainer = Trainer::new(plan, world, networks);
     let started = Instant::now();
     let seconds_before = state.wall_seconds;
     let mut evaluating = Duration::ZERO; // no part of training
@@ -54,6 +54,19 @@ pub fn run(
                 save(plan, world, state, observer, checkpoints)?;
                 return Ok(Outcome::Stopped);
             }
+        }
+    }
+
+    // Pairs: what a regression holds the sampler to.
+    if state.iteration < settings.iterations {
+        let is_done = trainer.make_pairs(state, &mut |done, total| {
+            observer.observe(&Event::Pairs(done, total))?;
+            Ok(!world.any(stop.load(Ordering::Relaxed)))
+        })?;
+        state.wall_seconds = seconds_before + started.elapsed().as_secs_f64();
+        if !is_done {
+            save(plan, world, state, observer, checkpoints)?;
+            return Ok(Outcome::Stopped);
         }
     }
 

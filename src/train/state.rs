@@ -172,6 +172,7 @@ pub(super) fn check_same_run(file: &WeightsFile, path: &Path, identity: Identity
         let found = match file.metadata(key) {
             // Files from before the setting say nothing of it.
             Err(_) if key == "compute.precision" => "\"exact\"",
+            Err(_) if key == "[regression]" => "null",
             found => found?,
         };
         if found != wanted {
@@ -196,6 +197,7 @@ fn identity(plan: &Plan) -> Identity {
         ("[score]", json(serde_json::to_string(&file.score))),
         ("[method]", json(serde_json::to_string(&file.method))),
         ("[warm_start]", json(serde_json::to_string(&file.warm_start))),
+        ("[regression]", json(serde_json::to_string(&file.regression))),
         ("evaluate.features", json(serde_json::to_string(&file.evaluate.features))),
     ];
     identity.extend(file.compute.identity());

@@ -10,6 +10,7 @@ use super::TrainError;
 use super::build::Networks;
 use super::recorded::{Computed, Recordings, UpdateKind, Work};
 use super::reduce::{Part, Reduced, reduce};
+use super::regression::Pairs;
 use super::run::Stop;
 use super::schedule::learning_rate_factor;
 use super::state::State;
@@ -51,6 +52,8 @@ pub(super) struct Trainer<'a> {
     computing: Cell<Duration>,
     /// Where work is recorded as CUDA graphs.
     recordings: Option<Recordings>,
+    /// Of each piece, where the sampler is held by a regression.
+    pairs: Vec<Pairs>,
 }
 
 /// The random numbers of one update, for the rows of a piece.
@@ -84,7 +87,14 @@ impl<'a> Trainer<'a> {
     pub(super) fn rehearsing(plan: &'a Plan, world: &'a World, networks: &'a Networks, ranks: usize) -> Self {
         let pieces = (0..ranks).flat_map(|rank| pieces_of(plan, rank, ranks)).collect();
         // A few iterations would measure the recording of graphs and none of their replays.
-        Trainer { recordings: None, ..Self::with_pieces(plan, world, networks, pieces) }
+        let mut trainer = Trainer { recordings: None, ..Self::with_pieces(plan, world, networks, pieces) };
+        if let Some(section) = &plan.file.regression {
+            let pairs = |piece: &Shards| {
+                Pairs::rehearsed(networks, section, plan.file.compute.shards, piece.count, world.device)
+            };
+            trainer.pairs = trainer.pieces.iter().map(pairs).collect();
+        }
+        trainer
     }
 
     fn with_pieces(plan: &'a Plan, world: &'a World, networks: &'a Networks, pieces: Vec<Shards>) -> Self {
@@ -92,12 +102,61 @@ impl<'a> Trainer<'a> {
             Device::Cuda(ordinal) if plan.file.compute.cuda_graphs => Some(Recordings::new(ordinal)),
             _ => None,
         };
-        Trainer { plan, world, networks, pieces, computing: Cell::default(), recordings }
+        Trainer { plan, world, networks, pieces, computing: Cell::default(), recordings, pairs: Vec::new() }
     }
 
     /// Time spent on pieces and on adding them up so far.
     pub(super) fn computing(&self) -> Duration {
         self.computing.get()
+    }
+
+    /// Makes the pairs that the sampler is held by; `after_shard` is told how many of this rank's shards are done, and of how
+    /// many, and whether to go on.
+    ///
+    /// A resumed run makes them again, and counts their evaluations once.
+    pub(super) fn make_pairs(
+        &mut self,
+        state: &mut State,
+        after_shard: &mut dyn FnMut(u64, u64) -> Result<bool, TrainError>,
+    ) -> Result<bool, TrainError> {
+        let Some(section) = &self.plan.file.regression else { return Ok(true) };
+        let is_first = state.iteration == 0 && state.score_updates == 0;
+        let of_shards = (self.plan.file.run.seed, self.plan.file.compute.shards);
+        let total = self.pieces.iter().map(|piece| piece.count as u64).sum();
+        let (mut done, mut spent) = (0, 0);
+        for piece in &self.pieces {
+            let mut parts = Vec::with_capacity(piece.count);
+            for shard in piece.first..piece.first + piece.count {
+                let key = (of_shards.0, shard, of_shards.1);
+                let (pairs, evaluations) = Pairs::of_shard(self.networks, section, key, self.world.device);
+                parts.push(pairs);
+                (done, spent) = (done + 1, spent + evaluations);
+                if !after_shard(done, total)? {
+                    return Ok(false);
+                }
+            }
+            self.pairs.push(Pairs::joined(&parts));
+        }
+        if is_first {
+            self.count(state, spent as i64);
+        }
+        Ok(true)
+    }
+
+    /// Adds the regression's gradient to that of the sampler, the last of `part`, where there is one.
+    fn hold(&self, part: &mut Part, state: &State, piece: &Shards) {
+        let Some(section) = &self.plan.file.regression else { return };
+        let pairs = &self.pairs[self.place_of(piece)];
+        let key = (self.plan.file.run.seed, state.iteration, self.plan.file.compute.shards);
+        let gradient = pairs.gradient(self.networks, &state.sampler, section, piece, key);
+        let of_sampler = part.gradients.last_mut().expect("a sampler update has a gradient");
+        *of_sampler = &*of_sampler + gradient; // not in place: it may be the memory of a graph
+    }
+
+    /// Which of this rank's pieces.
+    fn place_of(&self, piece: &Shards) -> usize {
+        let place = self.pieces.iter().position(|other| std::ptr::eq(other, piece));
+        place.expect("one of this rank's")
     }
 
     /// One iteration: K − 1 score updates, then one of each network, in turn or from the same samples.
@@ -187,8 +246,7 @@ impl<'a> Trainer<'a> {
         if depends_on_target && !is_fixed {
             return Ok(compute(&draw));
         }
-        let piece = self.pieces.iter().position(|other| std::ptr::eq(other, piece));
-        let piece = piece.expect("one of this rank's");
+        let piece = self.place_of(piece);
         let of_target =
             depends_on_target.then(|| (method.kind_at(fraction), method.target_weight(fraction).to_bits()));
         recordings.compute(Work { update, piece, of_target }, draw, compute)
@@ -199,9 +257,12 @@ impl<'a> Trainer<'a> {
         self.plan.file.train.batch as i64 * at.copies()
     }
 
-    fn learning_rate(&self, base: f64, fraction: f64) -> f64 {
+    /// Step sizes of the score network and of the sampler.
+    fn step_sizes(&self, fraction: f64) -> (f64, f64) {
         let settings = &self.plan.file.train;
-        base * learning_rate_factor(fraction, settings.cosine_from, settings.final_lr_fraction)
+        let factor = |last| learning_rate_factor(fraction, settings.cosine_from, last);
+        let score_last = settings.score_final_lr_fraction.unwrap_or(settings.final_lr_fraction);
+        (settings.score_lr * factor(score_last), settings.sampler_lr * factor(settings.final_lr_fraction))
     }
 
     /// The target as it stands after `fraction` of training.
@@ -224,7 +285,7 @@ impl<'a> Trainer<'a> {
 
     /// Algorithm 1, step 1: one Adam update of the score network on fresh samples.
     pub(super) fn score_update(&self, state: &mut State, fraction: f64) -> Result<Update, TrainError> {
-        let (settings, section) = (&self.plan.file.train, &self.plan.file.method);
+        let section = &self.plan.file.method;
         let target = self.target(fraction);
         let is_base = self.networks.score.spec().base == ScoreBase::Target;
         if is_base {
@@ -252,7 +313,7 @@ impl<'a> Trainer<'a> {
         self.count(state, evaluations);
         let gradient_norm = self.clip_score(state, &reduced.gradients[0]);
         finite(state.iteration, "score network's loss or gradient", &[reduced.statistics[0], gradient_norm])?;
-        let step = self.learning_rate(settings.score_lr, fraction);
+        let (step, _) = self.step_sizes(fraction);
         state.score_adam.update(state.score.flat(), &reduced.gradients[0], step);
         state.score_updates += 1;
         Ok(Update { loss: reduced.statistics[0], gradient_norm })
@@ -265,7 +326,6 @@ impl<'a> Trainer<'a> {
         fraction: f64,
         stop: &Stop,
     ) -> Result<(Update, bool), TrainError> {
-        let settings = &self.plan.file.train;
         self.redraw(state.iteration, OF_SAMPLER);
         let mut evaluations = 0;
         let reduced = self.reduce(|piece| {
@@ -283,13 +343,14 @@ impl<'a> Trainer<'a> {
                     (Part { gradients: vec![gradient], statistics: vec![loss] }, evaluations)
                 })?;
             evaluations += of_piece;
+            self.hold(&mut part, state, piece);
             part.statistics.push(stop_flag(stop, self.world.device));
             Ok(part)
         })?;
         self.count(state, evaluations);
         let gradient_norm = self.clip_sampler(state, &reduced.gradients[0]);
         finite(state.iteration, "sampler's loss or gradient", &[reduced.statistics[0], gradient_norm])?;
-        let step = self.learning_rate(settings.sampler_lr, fraction);
+        let (_, step) = self.step_sizes(fraction);
         state.sampler_adam.update(state.sampler.flat(), &reduced.gradients[0], step);
         Ok((Update { loss: reduced.statistics[0], gradient_norm }, reduced.statistics[1] > 0.0))
     }
@@ -301,7 +362,7 @@ impl<'a> Trainer<'a> {
         fraction: f64,
         stop: &Stop,
     ) -> Result<Round, TrainError> {
-        let (settings, section) = (&self.plan.file.train, &self.plan.file.method);
+        let section = &self.plan.file.method;
         self.redraw(state.iteration, OF_SAMPLER);
         let mut evaluations = 0;
         let reduced = self.reduce(|piece| {
@@ -325,6 +386,7 @@ impl<'a> Trainer<'a> {
                 (Part { gradients, statistics: vec![score_loss.value, loss] }, evaluations)
             })?;
             evaluations += of_piece;
+            self.hold(&mut part, state, piece);
             part.statistics.push(stop_flag(stop, self.world.device));
             Ok(part)
         })?;
@@ -333,8 +395,7 @@ impl<'a> Trainer<'a> {
         let sampler_norm = self.clip_sampler(state, &reduced.gradients[1]);
         finite(state.iteration, "score network's loss or gradient", &[reduced.statistics[0], score_norm])?;
         finite(state.iteration, "sampler's loss or gradient", &[reduced.statistics[1], sampler_norm])?;
-        let score_step = self.learning_rate(settings.score_lr, fraction);
-        let sampler_step = self.learning_rate(settings.sampler_lr, fraction);
+        let (score_step, sampler_step) = self.step_sizes(fraction);
         state.score_adam.update(state.score.flat(), &reduced.gradients[0], score_step);
         state.sampler_adam.update(state.sampler.flat(), &reduced.gradients[1], sampler_step);
         state.score_updates += 1;

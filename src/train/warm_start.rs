@@ -19,14 +19,15 @@ const LAST: f64 = 0.02;
 /// Adam's decay rates: a regression is not the moving target that `train.sampler_betas` are for.
 const BETAS: [f64; 2] = [0.9, 0.99];
 
-impl WarmStartSection {
-    /// The flow that the sampler is regressed on.
-    fn flow(&self, networks: &Networks) -> ProbabilityFlow {
-        let [sigma_first, sigma_last] = self.sigma;
-        let sigma0 = networks.target.tempered_from().expect("the networks were built for a tempered target");
-        let start_mean = networks.sampler.spec().initial_offset;
-        ProbabilityFlow { steps: self.steps, sigma_first, sigma_last, sigma0, start_mean }
-    }
+/// The probability flow of the target from the sampler's latents, over `steps` steps from the first level to the last.
+pub(super) fn flow_from(
+    networks: &Networks,
+    steps: u64,
+    [sigma_first, sigma_last]: [f64; 2],
+) -> ProbabilityFlow {
+    let sigma0 = networks.target.tempered_from().expect("the networks were built for a tempered target");
+    let start_mean = networks.sampler.spec().initial_offset;
+    ProbabilityFlow { steps, sigma_first, sigma_last, sigma0, start_mean }
 }
 
 impl Trainer<'_> {
@@ -37,7 +38,7 @@ impl Trainer<'_> {
         state: &mut State,
         section: &WarmStartSection,
     ) -> Result<f64, TrainError> {
-        let flow = section.flow(self.networks);
+        let flow = flow_from(self.networks, section.steps, section.sigma);
         let (network, target) = (&self.networks.sampler, self.networks.target.target());
         let (seed, batch) = (self.plan.file.run.seed, self.plan.file.train.batch);
         let update = state.warm_start_updates;
