@@ -168,8 +168,9 @@ fn images_are_compared_by_their_distance_and_what_one_sample_costs() {
         assert_eq!(row["acceptance"].is_number(), is_accepted, "{row}");
     }
     // Training: 3 iterations of 24 rows, each with a product besides, after 2 updates of the warm start, whose chains have 5
-    // steps and denoise at the end. Chains: all samples; two step sizes were tried.
-    assert_eq!(rows[0]["target_evaluations"], 3 * 24 * 2 + 2 * 24 * 6);
+    // steps and denoise at the end, and 24 pairs of a regression, by 16 steps of the flow and one of Langevin, which both denoise.
+    // Chains: all samples; two step sizes were tried.
+    assert_eq!(rows[0]["target_evaluations"], 3 * 24 * 2 + 2 * 24 * 6 + 24 * (17 + 2));
     assert_eq!(rows[4]["target_evaluations"], 3 * 120);
     assert_eq!(rows[4]["tuning_evaluations"], 2 * 3 * 100);
     assert!([0.25, 0.5].contains(&rows[4]["step_size"].as_f64().unwrap()));
