@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers, top to bottom, as `src/lib.rs` lists them.
 const LAYERS: [&str; 13] = [
-    "config", "rng", "comm", "data", "model", "target", "method", "train", "mcmc", "metric", "record",
+    "config", "rng", "comm", "data", "model", "target", "method", "mcmc", "train", "metric", "record",
     "plot", "cli",
 ];
 
