@@ -181,6 +181,29 @@ fn images_are_compared_by_their_distance_and_what_one_sample_costs() {
     assert_ne!(rows[2]["metrics"]["fd_lenet"]["value"], rows[1]["metrics"]["fd_lenet"]["value"]);
     assert!(path("run/digits/kl/seed-0/sampler-best.safetensors").exists());
 
+    // Energies beside those of the longest Langevin chains, which with one seed have nothing to be compared with themselves:
+    // both from their files, in standard deviations of the chains' and as areas between sorted values.
+    let energies = |place: &str| -> Vec<f64> {
+        let file = path("run/digits").join(place).with_extension("npy");
+        let mut energies: Vec<f64> = Vec::try_from(tch::Tensor::read_npy(file).unwrap()).unwrap();
+        energies.sort_by(f64::total_cmp);
+        energies
+    };
+    let chains = energies("langevin/seed-0/steps-2/2-steps-energies");
+    let mean = chains.iter().sum::<f64>() / 120.0;
+    let deviation = (chains.iter().map(|energy| (energy - mean).powi(2)).sum::<f64>() / 120.0).sqrt();
+    let apart = |of: Vec<f64>| {
+        of.iter().zip(&chains).map(|(a, b)| (a - b).abs()).sum::<f64>() / (120.0 * deviation)
+    };
+    for (number, of_row) in [(0, "dft/seed-0/trained-energies"), (8, "dft-mala/seed-0/2-steps-energies")] {
+        let score = &rows[number]["metrics"]["energy_w1"];
+        let expected = [apart(energies(of_row)), apart(energies("dft/seed-0/real-energies"))];
+        for (found, expected) in [&score["value"], &score["floor"]].into_iter().zip(expected) {
+            assert!((found.as_f64().unwrap() / expected - 1.0).abs() < 1e-9, "{score}, not {expected}");
+        }
+    }
+    assert!(rows[4]["metrics"]["energy_w1"].is_null(), "{}", rows[4]);
+
     let markdown = fs::read_to_string(path("run/results.md")).unwrap();
     for words in
         ["| real images | floor |", "energy gradients a sample", "seconds for 10,000", "2 steps, h 0."]
@@ -192,7 +215,7 @@ fn images_are_compared_by_their_distance_and_what_one_sample_costs() {
     let best = (0..rows.len()).min_by(|a, b| distances[*a].total_cmp(&distances[*b])).unwrap();
     let first = markdown.lines().skip_while(|line| !line.starts_with("| real images")).nth(1).unwrap();
     assert!(first.starts_with(&format!("| {} |", expected[best].0)), "{first}");
-    for figure in ["evaluations-digits.png", "grids-digits.png"] {
+    for figure in ["evaluations-digits.png", "grids-digits.png", "energies-digits.png"] {
         let png = fs::read(path("run/figures").join(figure)).unwrap();
         assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n", "{figure}");
     }

@@ -117,14 +117,18 @@ fn the_whole_path_from_data_to_pictures_runs_on_two_ranks() {
         );
     }
     assert_eq!(rows[3]["target_evaluations_per_sample"], 4); // three steps and one to denoise
+    // The longest chains are what energies are compared with.
+    let energy = |row: usize| rows[row]["metrics"]["energy_w1"]["value"].as_f64();
+    assert!((0..3).all(|row| energy(row).is_some_and(|distance| distance > 0.0)) && energy(3).is_none());
     // The same table is in the run file, beside the hash of what it was measured on.
     let record = RunReader::open(Path::new(&run).join("run.h5")).unwrap();
     assert_eq!(record.series("comparison", "target_evaluations_per_sample").unwrap(), [0.0, 0.0, 3.0, 4.0]);
+    assert!(record.series("comparison", "energy_w1").unwrap()[3].is_nan());
     assert_eq!(summary["extractor"]["name"], "LeNet-5, 84 features");
 
     on_two_ranks(&["sample", &run, "-n", "20", "-o", &samples]);
     on_two_ranks(&["plot", &run]);
-    for figure in ["samples.png", "losses.png", "evaluation.png", "comparison.png"] {
+    for figure in ["samples.png", "losses.png", "evaluation.png", "comparison.png", "energies.png"] {
         let png = fs::read(Path::new(&run).join("figures").join(figure)).unwrap();
         assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n", "{figure}");
     }

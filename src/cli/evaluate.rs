@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use super::arguments::{CorrectionKernel, Evaluate};
 use super::corrections::{CorrectedDraws, CorrectionTarget, Corrections};
+use super::energies::{DrawnEnergies, EnergyGauge, METRIC as ENERGY_W1, energy_score};
 use super::metrics::{Inputs, Measure, OF_IMAGES, Scores, draw_samples};
 use super::progress::Progress;
 use super::sample::{Sampler, load_sampler};
@@ -21,7 +22,7 @@ use crate::comm::World;
 use crate::config::{EvaluateSection, SamplerSection, TrainFile, load};
 use crate::mcmc::AnnealedLangevin;
 use crate::metric::chunks_of_rank;
-use crate::plot::labelled_grids;
+use crate::plot::{energy_histograms, labelled_grids};
 use crate::record::{Cell, Column, RunFile};
 use crate::rng::{Generator, Stream};
 use crate::target::TargetAtLevel;
@@ -57,16 +58,16 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
     let measure = session.work(inputs.measure(world))?;
 
     // One row of the table after the other; each draws the same number of samples.
-    let mut rows = vec![row("real images", 0, 0, 0.0, measure.floors())];
-    let mut pictures = vec![("real".to_string(), measure.real(PICTURED))];
-    let drawn = timed_score(&measure, world, |chunk, rows| {
+    let gauge = EnergyGauge::new(target.at_level());
+    let yardstick = (&measure, gauge.as_ref(), world);
+    let mut table = Comparison::new(&measure, gauge.as_ref(), world);
+    let drawn = draw_and_score(yardstick, |chunk, rows| {
         let Sampler { network, parameters, output_sigma, .. } = &sampler;
         draw_samples(network, parameters, arguments.seed, (chunk, rows), *output_sigma, world.device)
     });
-    let (scores, seconds) = session.work(drawn)?;
+    let drawn = session.work(drawn)?;
     let name = format!("one step, {}", summary.method);
-    rows.push(row(&name, 0, 1, seconds, scores.metrics));
-    pictures.push((name, scores.shown));
+    table.add(&name.clone(), row(&name, (0, 1), &drawn), drawn);
     if !section.corrections.is_empty() {
         let made = Corrections::new(&target, CorrectionKernel::Mala, None, &sampler, (arguments.seed, world));
         let mut corrections = session.work(made)?;
@@ -74,9 +75,8 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
         let step_size = world.broadcast_string(Some(format!("{:e}", corrections.step_size)));
         corrections.step_size = session.work(step_size.parse())?;
         for &steps in &section.corrections {
-            let (row, shown) = session.work(corrected_row(&corrections, steps, &measure, &sampler, world))?;
-            pictures.push((format!("+ {} MALA", steps), shown));
-            rows.push(row);
+            let (row, drawn) = session.work(corrected_row(&corrections, steps, yardstick, &sampler))?;
+            table.add(&format!("+ {steps} MALA"), row, drawn);
         }
     }
     let target = target.at_level();
@@ -85,36 +85,89 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
         warn!("annealed Langevin needs a tempered target (target.tempered = true): its rows are left out");
     }
     for chain in chains {
-        let (row, shown) =
-            session.work(langevin_row(&chain, &measure, section, target, world, arguments.seed))?;
-        pictures.push((format!("Langevin, {} steps", chain.steps), shown));
-        rows.push(row);
+        let drawn = langevin_row(&chain, yardstick, section, target, arguments.seed);
+        let (row, drawn) = session.work(drawn)?;
+        table.add(&format!("Langevin, {} steps", chain.steps), row, drawn);
     }
 
     if world.is_root() {
-        println!("{}", table(&rows));
-        summary.comparison = rows;
+        let has_chains = table.score_energies();
+        println!("{}", printed(&table.rows));
+        summary.comparison = std::mem::take(&mut table.rows);
         summary.extractor = Some(measure.extractor());
-        let written = write(&arguments.run, &summary, &pictures);
+        let written = write(&arguments.run, &summary, &table, has_chains);
         session.work(written)?;
     }
     session.work(world.collective().barrier())
 }
 
-fn row(
-    name: &str,
-    target_evaluations: u64,
-    network_evaluations: u64,
-    seconds: f64,
-    metrics: BTreeMap<String, Score>,
-) -> ComparisonRow {
+/// The table as it grows, with what is drawn of its rows.
+struct Comparison {
+    rows: Vec<ComparisonRow>,
+    /// Name and some samples of each row.
+    pictures: Vec<(String, Tensor)>,
+    /// Energies of each row's samples, if the target is tempered.
+    energies: Vec<(String, Vec<f64>)>,
+}
+
+impl Comparison {
+    /// With the row of the real images.
+    fn new(measure: &Measure, gauge: Option<&EnergyGauge>, world: &World) -> Self {
+        let real = ComparisonRow {
+            sampler: "real images".into(),
+            target_evaluations_per_sample: 0,
+            network_evaluations_per_sample: 0,
+            seconds: 0.0,
+            acceptance: None,
+            metrics: measure.floors(),
+        };
+        let energies = gauge.map(|gauge| gauge.of(&measure.real(measure.samples()), world.device));
+        Comparison {
+            rows: vec![real],
+            pictures: vec![("real".to_string(), measure.real(PICTURED))],
+            energies: energies.iter().map(|energies| ("real".to_string(), numbers(energies))).collect(),
+        }
+    }
+
+    /// `name` is the short one of figures.
+    fn add(&mut self, name: &str, row: ComparisonRow, drawn: Drawn) {
+        self.rows.push(row);
+        self.pictures.push((name.to_string(), drawn.scores.shown));
+        self.energies.extend(drawn.energies.map(|energies| (name.to_string(), numbers(&energies))));
+    }
+
+    /// Scores the energies of all rows against those of the longest chain, which is not scored against itself; says whether
+    /// there is such a chain.
+    fn score_energies(&mut self) -> bool {
+        let chains = self.rows.iter().enumerate().filter(|(_, row)| row.network_evaluations_per_sample == 0);
+        let longest =
+            chains.max_by_key(|(_, row)| row.target_evaluations_per_sample).map(|(number, _)| number);
+        let Some(longest) = longest.filter(|&number| number > 0 && number < self.energies.len()) else {
+            return false;
+        };
+        let (real, chains) = (&self.energies[0].1, &self.energies[longest].1);
+        for (number, (row, (_, energies))) in self.rows.iter_mut().zip(&self.energies).enumerate() {
+            let score = energy_score(energies, real, chains).filter(|_| number != longest);
+            row.metrics.extend(score.map(|score| (ENERGY_W1.to_string(), score)));
+        }
+        true
+    }
+}
+
+/// Of a tensor `[rows]`.
+fn numbers(energies: &Tensor) -> Vec<f64> {
+    Vec::try_from(energies).expect("energies are f64 on the CPU")
+}
+
+/// A row of the table: evaluations of the target and of the sampler's network for one sample, and what was drawn.
+fn row(name: &str, (of_target, of_network): (u64, u64), drawn: &Drawn) -> ComparisonRow {
     ComparisonRow {
         sampler: name.to_string(),
-        target_evaluations_per_sample: target_evaluations,
-        network_evaluations_per_sample: network_evaluations,
-        seconds,
+        target_evaluations_per_sample: of_target,
+        network_evaluations_per_sample: of_network,
+        seconds: drawn.seconds,
         acceptance: None,
-        metrics,
+        metrics: drawn.scores.metrics.clone(),
     }
 }
 
@@ -128,38 +181,56 @@ pub fn timed<T>(world: &World, work: impl FnOnce() -> T) -> (T, f64) {
     (done, began.elapsed().as_secs_f64())
 }
 
-/// Scores what `draw` returns, and the seconds that drawing alone took on the slowest rank.
-pub fn timed_score(
-    measure: &Measure,
-    world: &World,
+/// Samples that were drawn and scored.
+pub struct Drawn {
+    /// Their scores.
+    pub scores: Scores,
+    /// Seconds that drawing alone took, on the slowest rank.
+    pub seconds: f64,
+    /// Their energies `[rows]`, f64 on the CPU of every rank, if the target is tempered.
+    pub energies: Option<Tensor>,
+}
+
+/// What samples are scored with, and where.
+pub type Yardstick<'a> = (&'a Measure, Option<&'a EnergyGauge<'a>>, &'a World);
+
+/// Draws with `draw`(chunk, rows) and scores what it returns.
+///
+/// # Errors
+/// If a collective fails, or samples are not finite.
+pub fn draw_and_score(
+    (measure, gauge, world): Yardstick,
     mut draw: impl FnMut(u64, i64) -> Tensor,
-) -> Result<(Scores, f64)> {
-    let mut seconds = 0.0;
+) -> Result<Drawn> {
+    let (mut seconds, mut energies) = (0.0, DrawnEnergies::default());
     let scores = measure.score("", world, |chunk, rows| {
         let (samples, took) = timed(world, || draw(chunk, rows));
         seconds += took;
+        if let Some(gauge) = gauge {
+            energies.read(gauge, chunk, &samples);
+        }
         samples
     })?;
+    let energies = gauge.map(|_| energies.gathered(measure.samples(), world)).transpose()?;
     let all = world.gather_strings(&format!("{seconds:e}"));
     let slowest = all.iter().filter_map(|text| text.parse().ok()).fold(0.0, f64::max);
-    Ok((scores, slowest))
+    Ok(Drawn { scores, seconds: slowest, energies })
 }
 
 /// Draws of the sampler after `steps` MALA steps.
 fn corrected_row(
     corrections: &Corrections,
     steps: u64,
-    measure: &Measure,
+    yardstick: Yardstick,
     sampler: &Sampler,
-    world: &World,
-) -> Result<(ComparisonRow, Tensor)> {
+) -> Result<(ComparisonRow, Drawn)> {
+    let (.., world) = yardstick;
     let mut draws = CorrectedDraws::new(corrections, sampler, steps, world.device);
-    let (Scores { metrics, shown, .. }, seconds) =
-        timed_score(measure, world, |chunk, rows| draws.after(chunk, rows))?;
+    let drawn = draw_and_score(yardstick, |chunk, rows| draws.after(chunk, rows))?;
     let spent = draws.finish()?.over(world);
     let name = format!("one step + {steps} MALA step{}", if steps == 1 { "" } else { "s" });
-    let row = row(&name, spent.evaluations_per_sample(), 1, seconds, metrics);
-    Ok((ComparisonRow { acceptance: spent.acceptance(), ..row }, shown))
+    let row = row(&name, (spent.evaluations_per_sample(), 1), &drawn);
+    Ok((ComparisonRow { acceptance: spent.acceptance(), ..row }, drawn))
 }
 
 fn langevin_plans(
@@ -182,17 +253,17 @@ fn langevin_plans(
 
 fn langevin_row(
     chain: &AnnealedLangevin,
-    measure: &Measure,
+    yardstick: Yardstick,
     section: &EvaluateSection,
     target: &TargetAtLevel,
-    world: &World,
     seed: u64,
-) -> Result<(ComparisonRow, Tensor)> {
+) -> Result<(ComparisonRow, Drawn)> {
+    let (.., world) = yardstick;
     let name = format!("annealed Langevin, {} steps", chain.steps);
     let chunks = chunks_of_rank(section.samples as i64, world).count() as u64;
     let mut progress = Progress::new("Langevin", 0, chunks * chain.steps, world.is_root());
     let mut steps_before = 0;
-    let (Scores { metrics, shown, .. }, seconds) = timed_score(measure, world, |chunk, rows| {
+    let drawn = draw_and_score(yardstick, |chunk, rows| {
         let mut generator = Generator::new(seed, Stream::Chains, chain.steps, chunk);
         let samples = chain.run(target.target(), &mut generator, rows, world.device, &mut |done| {
             progress.set(steps_before + done, || format!("{} steps", chain.steps));
@@ -201,10 +272,10 @@ fn langevin_row(
         samples
     })?;
     progress.finish();
-    Ok((row(&name, chain.evaluations_per_sample(), 0, seconds, metrics), shown))
+    Ok((row(&name, (chain.evaluations_per_sample(), 0), &drawn), drawn))
 }
 
-fn table(rows: &[ComparisonRow]) -> Table {
+fn printed(rows: &[ComparisonRow]) -> Table {
     let mut table = Table::new();
     table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
     let first = &rows[0].metrics;
@@ -235,17 +306,24 @@ fn table(rows: &[ComparisonRow]) -> Table {
     table
 }
 
-fn write(run: &Path, summary: &Summary, pictures: &[(String, Tensor)]) -> Result<()> {
+fn write(run: &Path, summary: &Summary, table: &Comparison, has_chains: bool) -> Result<()> {
     summary.write(&run.join("summary.json"))?;
     record_comparison(run, summary)?;
+    let figures = run.join("figures");
+    std::fs::create_dir_all(&figures).with_context(|| format!("cannot make {}", figures.display()))?;
+    if has_chains {
+        let path = figures.join("energies.png");
+        energy_histograms("energies of samples", &table.energies, &path)?;
+        info!("histogram of energies in {}", path.display());
+    }
+    let pictures = &table.pictures;
     let is_image = pictures.iter().all(|(_, samples)| samples.dim() == 4);
     if is_image {
         let rows: Vec<(String, Tensor)> = pictures
             .iter()
             .map(|(name, samples)| (name.clone(), samples.narrow(0, 0, samples.size()[0].min(PICTURED))))
             .collect();
-        let path = run.join("figures").join("comparison.png");
-        std::fs::create_dir_all(run.join("figures"))?;
+        let path = figures.join("comparison.png");
         labelled_grids(&rows, &path)?;
         info!("picture in {}", path.display());
     }
@@ -258,6 +336,7 @@ fn record_comparison(run: &Path, summary: &Summary) -> Result<()> {
     let mut record = RunFile::resume(run.join("run.h5"), summary.iterations as i64)?;
     record.remove("comparison")?;
     let names: Vec<&str> = summary.comparison.iter().map(|row| row.sampler.as_str()).collect();
+    let metrics: BTreeMap<&String, &Score> = summary.comparison.iter().flat_map(|row| &row.metrics).collect();
     for (number, row) in summary.comparison.iter().enumerate() {
         let mut cells = vec![
             (Column::new("iteration", "1", "iterations of the sampler"), Cell::from(summary.iterations)),
@@ -279,13 +358,13 @@ fn record_comparison(run: &Path, summary: &Summary) -> Result<()> {
                 Cell::from(row.acceptance.unwrap_or(f64::NAN)),
             ),
         ];
-        for (name, score) in &row.metrics {
-            let [value, floor] = [name.clone(), format!("{name}_floor")].map(|name| &*name.leak());
-            cells.push((Column::new(value, "1", "score of the samples"), score.value.into()));
-            cells.push((
-                Column::new(floor, "1", "the same score of as many real samples"),
-                score.floor.unwrap_or(f64::NAN).into(),
-            ));
+        for name in metrics.keys() {
+            let score = row.metrics.get(*name);
+            let value = score.map_or(f64::NAN, |score| score.value);
+            let of_floor = score.and_then(|score| score.floor).unwrap_or(f64::NAN);
+            let [name, floor] = [name.to_string(), format!("{name}_floor")].map(|name| &*name.leak());
+            cells.push((Column::new(name, "1", "score of the samples; NaN without"), value.into()));
+            cells.push((Column::new(floor, "1", "the same score of as many real samples"), of_floor.into()));
         }
         record.append("comparison", &cells)?;
     }

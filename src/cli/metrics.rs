@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail};
 use tch::{Device, Tensor, no_grad};
 
+use super::energies::METRIC as ENERGY_W1;
 use super::summary::{ExtractorId, Score};
 use crate::comm::World;
 use crate::config::{EvaluateSection, Features, MethodSection, TargetSection};
@@ -34,7 +35,7 @@ pub const SHOWN: i64 = 100;
 
 /// Metrics of images as tables show them, in their order: name and heading. What is not here (the share of each class)
 /// is in the records.
-pub const OF_IMAGES: [(&str, &str); 8] = [
+pub const OF_IMAGES: [(&str, &str); 9] = [
     ("fd_lenet", "FD-LeNet"),
     ("fd", "FD"),
     ("pixel_deviation", "pixel sd"),
@@ -43,6 +44,7 @@ pub const OF_IMAGES: [(&str, &str); 8] = [
     ("class_most", "commonest class"),
     ("unsure", "unsure"),
     ("nearest_image", "nearest image"),
+    (ENERGY_W1, "energy W1"),
 ];
 
 /// A reference and its floors for a number of samples.
@@ -170,6 +172,11 @@ impl Measure {
     /// The reference.
     pub fn reference(&self) -> &Reference {
         &self.reference
+    }
+
+    /// How many samples are scored.
+    pub fn samples(&self) -> i64 {
+        self.samples
     }
 
     /// Name and hash of the extractor.

@@ -5,6 +5,7 @@ mod compare;
 mod corrections;
 mod data;
 pub mod doctor;
+mod energies;
 mod evaluate;
 mod fit_energy;
 mod fit_features;

@@ -64,8 +64,8 @@ pub struct RunObserver<'a> {
     first: u64,
     /// From the first iteration on: a warm start is no part of its rate.
     progress: Option<Progress>,
-    warm_start: Option<Progress>,
-    pairs: Option<Progress>,
+    /// Of what comes before the first iteration: the warm start, then the pairs.
+    before: Option<Progress>,
     /// Noise that is added to the samples.
     sigma: f64,
     /// The latest scores.
@@ -133,8 +133,7 @@ impl<'a> RunObserver<'a> {
             is_shown,
             first,
             progress: None,
-            warm_start: None,
-            pairs: None,
+            before: None,
             sigma: output_sigma(&plan.file.method, is_tempered),
             metrics: BTreeMap::new(),
             best: None,
@@ -167,32 +166,29 @@ impl<'a> RunObserver<'a> {
         self.record.as_mut().map_or(Ok(()), RunFile::flush)
     }
 
-    /// Shows the warm start, which may take minutes.
-    fn warm_start(&mut self, done: u64, total: u64, loss: f64) {
+    /// Shows what comes before the first iteration and may take minutes.
+    fn show_before(&mut self, what: &'static str, (done, total): (u64, u64), state: impl FnOnce() -> String) {
         let is_shown = self.is_shown;
-        let shown =
-            self.warm_start.get_or_insert_with(|| Progress::new("warm start", done - 1, total, is_shown));
-        shown.set(done, || format!("squared distance {loss:.3}"));
-        if done == total {
-            if let Some(shown) = self.warm_start.take() {
-                shown.finish();
-            }
-            if is_shown {
-                info!("the sampler starts at a squared distance of {loss:.3} from the ends of the chains");
-            }
-        }
-    }
-
-    /// Shows the making of pairs, which may take minutes.
-    fn pairs(&mut self, done: u64, total: u64) {
-        let is_shown = self.is_shown;
-        let shown = self.pairs.get_or_insert_with(|| Progress::new("pairs", 0, total, is_shown));
-        shown.set(done, || "shards of pairs for the regression".into());
+        let shown = self.before.get_or_insert_with(|| Progress::new(what, done - 1, total, is_shown));
+        shown.set(done, state);
         if done == total
-            && let Some(shown) = self.pairs.take()
+            && let Some(shown) = self.before.take()
         {
             shown.finish();
         }
+    }
+
+    /// Shows the warm start.
+    fn warm_start(&mut self, done: u64, total: u64, loss: f64) {
+        self.show_before("warm start", (done, total), || format!("squared distance {loss:.3}"));
+        if done == total && self.is_shown {
+            info!("the sampler starts at a squared distance of {loss:.3} from the ends of the chains");
+        }
+    }
+
+    /// Shows the making of pairs.
+    fn pairs(&mut self, done: u64, total: u64) {
+        self.show_before("pairs", (done, total), || "shards of pairs for the regression".into());
     }
 
     fn iteration(&mut self, row: &Row) -> Result<()> {

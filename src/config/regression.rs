@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::load::ConfigError;
-use super::run::require;
+use super::run::{require, require_falling};
 
 /// While it trains, the sampler is also held near the ends of chains of a tempered target that start from its own latents,
 /// by their squared distance: the regression loss of distribution matching distillation (Yin et al. 2024, arXiv
@@ -51,8 +51,6 @@ impl Default for RegressionSection {
 
 impl RegressionSection {
     pub(super) fn check(&self, shards: usize) -> Result<(), ConfigError> {
-        let falls = |[first, last]: [f64; 2]| first >= last && last > 0.0 && first.is_finite();
-        let levels = |[first, last]: [f64; 2]| format!("[{first}, {last}]");
         let divides = |rows: usize| rows > 0 && rows.is_multiple_of(shards);
         let multiple = format!("a multiple of compute.shards = {shards}, above 0");
         require(&[
@@ -66,19 +64,14 @@ impl RegressionSection {
             (divides(self.batch), "regression.batch", &self.batch, &multiple),
             (self.pool > 0, "regression.pool", &self.pool, "1 or more"),
             (self.steps > 0, "regression.steps", &self.steps, "1 or more"),
-            (falls(self.sigma), "regression.sigma", &levels(self.sigma), "[high, low] with high ≥ low > 0"),
-            (
-                falls(self.langevin_sigma),
-                "regression.langevin_sigma",
-                &levels(self.langevin_sigma),
-                "[high, low] with high ≥ low > 0",
-            ),
             (
                 self.langevin_step_size > 0.0 && self.langevin_step_size < 2.0,
                 "regression.langevin_step_size",
                 &self.langevin_step_size,
                 "a number between 0 and 2 (at 2 the chain is unstable)",
             ),
-        ])
+        ])?;
+        require_falling("regression.sigma", self.sigma)?;
+        require_falling("regression.langevin_sigma", self.langevin_sigma)
     }
 }

@@ -170,6 +170,13 @@ pub(super) fn out_of_range(key: &str, value: impl std::fmt::Display, wanted: &st
     ConfigError::Invalid(format!("{key} = {value}; choose {wanted}"))
 }
 
+/// Checks the noise levels that something starts from and ends at.
+pub(super) fn require_falling(key: &str, levels: [f64; 2]) -> Result<(), ConfigError> {
+    let [high, low] = levels;
+    let falls = high >= low && low > 0.0 && high.is_finite();
+    require(&[(falls, key, &format!("{levels:?}"), "[high, low] with high ≥ low > 0")])
+}
+
 /// Checks conditions in order; the first that fails is the error.
 pub(super) fn require(checks: &[(bool, &str, &dyn std::fmt::Display, &str)]) -> Result<(), ConfigError> {
     match checks.iter().find(|(holds, ..)| !holds) {

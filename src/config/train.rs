@@ -10,7 +10,7 @@ use super::network::{
     SamplerKind, SamplerOutput, SamplerSection, ScoreBase, ScoreKind, ScoreSection, Start, TargetSection,
 };
 use super::regression::RegressionSection;
-use super::run::{ComputeSection, Reduction, RunSection, require};
+use super::run::{ComputeSection, Reduction, RunSection, require, require_falling};
 use super::warm_start::WarmStartSection;
 
 /// What a user writes for `dft train`.
@@ -365,18 +365,13 @@ impl TrainFile {
                 "a number between 0 and 2 (at 2 the chain is unstable)",
             ),
             (
-                evaluate.langevin_sigma[0] >= evaluate.langevin_sigma[1] && evaluate.langevin_sigma[1] > 0.0,
-                "evaluate.langevin_sigma",
-                &betas(&evaluate.langevin_sigma),
-                "[high, low] with high ≥ low > 0",
-            ),
-            (
                 evaluate.corrections.iter().all(|&steps| steps > 0),
                 "evaluate.corrections",
                 &format!("{:?}", evaluate.corrections),
                 "numbers of steps above 0; draws without corrections always have a row",
             ),
         ])?;
+        require_falling("evaluate.langevin_sigma", evaluate.langevin_sigma)?;
         self.check_features()?;
         self.target.check()?;
         self.check_regression(world_size)?;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::load::ConfigError;
-use super::run::require;
+use super::run::{require, require_falling};
 
 /// The sampler is regressed on short deterministic chains of a tempered target: from latents to where the probability
 /// flow carries them. It starts with every mode that the flow finds, blurred; training sharpens it.
@@ -28,7 +28,6 @@ impl Default for WarmStartSection {
 
 impl WarmStartSection {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        let [first, last] = self.sigma;
         require(&[
             (
                 self.updates > 0,
@@ -37,13 +36,8 @@ impl WarmStartSection {
                 "1 or more; leave [warm_start] out for none",
             ),
             (self.steps > 0, "warm_start.steps", &self.steps, "1 or more"),
-            (
-                first >= last && last > 0.0 && first.is_finite(),
-                "warm_start.sigma",
-                &format!("[{first}, {last}]"),
-                "[high, low] with high ≥ low > 0",
-            ),
             (self.lr > 0.0, "warm_start.lr", &self.lr, "a number above 0"),
-        ])
+        ])?;
+        require_falling("warm_start.sigma", self.sigma)
     }
 }

@@ -34,4 +34,4 @@ pub use points::{Measured, PointError, PointPlan, PointReference};
 pub use posterior::{CalibrationBin, PosteriorError, PosteriorReference, Prediction, predict};
 pub use reference::{Reference, Seen, exact_samples};
 pub use spread::PixelSpread;
-pub use wasserstein::{sliced_w2, w2};
+pub use wasserstein::{sliced_w2, w1, w2};

@@ -64,6 +64,28 @@ pub fn w2(x: &Cloud, y: &Cloud) -> Option<f64> {
     Some((total / n as f64 + shift).sqrt()).filter(|distance| distance.is_finite())
 }
 
+/// 1-Wasserstein distance between two sets of numbers, each of any size: the area between their distribution functions. NaN if
+/// one is empty or holds NaN.
+pub fn w1(x: &[f64], y: &[f64]) -> f64 {
+    if x.is_empty() || y.is_empty() || x.iter().chain(y).any(|value| value.is_nan()) {
+        return f64::NAN;
+    }
+    let weight = |values: &[f64]| 1.0 / values.len() as f64;
+    // The difference of the two functions rises at a number of x and falls at one of y.
+    let rises = x.iter().map(|&value| (value, weight(x)));
+    let falls = y.iter().map(|&value| (value, -weight(y)));
+    let mut steps: Vec<(f64, f64)> = rises.chain(falls).collect();
+    steps.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+    let mut difference = 0.0;
+    steps
+        .windows(2)
+        .map(|pair| {
+            difference += pair[0].1;
+            difference.abs() * (pair[1].0 - pair[0].0)
+        })
+        .sum()
+}
+
 /// Root of the ratio of the deviations of `y` and `x`, both centred; 1 if either has none.
 fn balance(x: &[f64], y: &[f64]) -> f64 {
     let square = |values: &[f64]| values.iter().map(|value| value * value).sum::<f64>();
@@ -131,6 +153,17 @@ mod tests {
         // Deviation of a mean difference of 2000: sqrt(5/2000) = .05.
         assert!((sliced - 5f64.sqrt()).abs() < 0.15, "{sliced}");
         assert!((w2(&x, &y).unwrap() - sliced).abs() < 1e-9);
+    }
+
+    #[test]
+    fn area_between_distribution_functions_is_a_shift_and_knows_sets_of_different_sizes() {
+        let x: Vec<f64> = Vec::try_from(normal(500, 1, 1).squeeze_dim(1)).unwrap();
+        let shifted: Vec<f64> = x.iter().rev().map(|value| value - 0.7).collect();
+        assert!((w1(&x, &shifted) - 0.7).abs() < 1e-12);
+        // Half of the mass of {0} moves to 4, and repeating a set changes nothing.
+        assert!((w1(&[0.0], &[0.0, 4.0]) - 2.0).abs() < 1e-12);
+        assert!((w1(&[0.0, 0.0, 0.0], &[4.0, 0.0, 4.0, 0.0]) - 2.0).abs() < 1e-12);
+        assert!(w1(&[], &[1.0]).is_nan() && w1(&[f64::NAN], &[1.0]).is_nan());
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod contour;
 mod cost;
 mod density;
 mod evaluation;
+mod histogram;
 mod images;
 mod losses;
 mod panel;
@@ -23,6 +24,7 @@ use crate::record::RunReader;
 pub use calibration::calibration;
 pub use cost::{CostCurve, CostKind, costs};
 pub use density::{DensityPanel, DensityRow, density_panels};
+pub use histogram::energy_histograms;
 pub use images::{image_grid, labelled_grids};
 
 /// Images in a row of `samples.png`.

@@ -61,21 +61,14 @@ impl Networks {
                 if target.tempered_from().is_some() { ", tempered" } else { "" }
             )));
         }
-        if file.warm_start.is_some() && target.tempered_from().is_none() {
-            return Err(SetupError::Network(
-                "[warm_start] follows the noise levels of a tempered target, and this one is not; set target.tempered = \
-                 true, or leave [warm_start] out"
-                    .into(),
-            ));
+        for (section, is_there) in
+            [("[warm_start]", file.warm_start.is_some()), ("[regression]", file.regression.is_some())]
+        {
+            if is_there {
+                check_flow(section, file.sampler.kind, &target)?;
+            }
         }
-        if file.warm_start.is_some() && file.sampler.kind == SamplerKind::Generator {
-            return Err(SetupError::Network(
-                "[warm_start] carries the noise that sampler.kind = \"generator\" adds to its images, of which its own latent \
-                 knows nothing, so all images would become their mean; choose sampler.kind = \"unet\", or leave [warm_start] out"
-                    .into(),
-            ));
-        }
-        check_regression(plan, &target)?;
+        check_pool(plan, &target)?;
         let sampler = SamplerNetwork::new(&SamplerSpec {
             kind: file.sampler.kind,
             shape: shape.clone(),
@@ -109,25 +102,28 @@ impl Networks {
     }
 }
 
-/// What a regression beside the field wants of the target and the sampler.
-fn check_regression(plan: &Plan, target: &TargetAtLevel) -> Result<(), SetupError> {
-    let Some(section) = &plan.file.regression else { return Ok(()) };
+/// What a section whose chains start from the sampler's latents wants of the target and the sampler.
+fn check_flow(section: &str, sampler: SamplerKind, target: &TargetAtLevel) -> Result<(), SetupError> {
     let refuse = |text: String| Err(SetupError::Network(text));
     if target.tempered_from().is_none() {
-        return refuse(
-            "[regression] follows the noise levels of a tempered target, and this one is not; set target.tempered = true, or leave \
-             [regression] out"
-                .into(),
-        );
+        return refuse(format!(
+            "{section} follows the noise levels of a tempered target, and this one is not; set target.tempered = true, or \
+             leave {section} out"
+        ));
     }
-    if plan.file.sampler.kind == SamplerKind::Generator {
-        return refuse(
-            "[regression] carries a latent in the shape of a sample along a flow, and that of sampler.kind = \"generator\" has another; \
-             choose sampler.kind = \"unet\", or leave [regression] out"
-                .into(),
-        );
+    if sampler == SamplerKind::Generator {
+        return refuse(format!(
+            "{section} carries a latent in the shape of a sample along a flow, and that of sampler.kind = \"generator\" has \
+             another; choose sampler.kind = \"unet\", or leave {section} out"
+        ));
     }
-    let pool = section.pool;
+    Ok(())
+}
+
+/// A regression compares images over squares that have to fit them.
+fn check_pool(plan: &Plan, target: &TargetAtLevel) -> Result<(), SetupError> {
+    let Some(pool) = plan.file.regression.as_ref().map(|section| section.pool) else { return Ok(()) };
+    let refuse = |text: String| Err(SetupError::Network(text));
     match *target.target().shape() {
         [_, height, width] if height % pool != 0 || width % pool != 0 => refuse(format!(
             "regression.pool = {pool} does not divide images of {height} × {width}; choose one that divides both"

@@ -57,7 +57,7 @@ impl Pairs {
         (Pairs { latents, ends: ends.detach(), rows_of_shard }, evaluations)
     }
 
-    /// Pairs that cost nothing, for a piece of `count` shards: a rehearsal wants their number alone.
+    /// Blank pairs, as many as an update draws, for a piece of `count` shards: a rehearsal wants the time alone.
     pub(super) fn rehearsed(
         networks: &Networks,
         section: &RegressionSection,
@@ -65,7 +65,7 @@ impl Pairs {
         count: usize,
         device: Device,
     ) -> Self {
-        let rows_of_shard = (section.pairs / shards) as i64;
+        let rows_of_shard = (section.batch / shards) as i64;
         let rows = rows_of_shard * count as i64;
         let zeros = |shape: &[i64]| Tensor::zeros(shape, (Kind::Float, device));
         let ends = zeros(&[&[rows], networks.target.target().shape()].concat());

@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::annealed::steps_setting;
 use super::bench::samples_file;
-use super::images::REAL;
+use super::images::{REAL, home};
 use super::results::ResultRow;
 use super::spread::{Group, groups, number};
 use super::trained::{SETTING as TRAINED, TIMED};
@@ -215,35 +215,24 @@ fn strips(
     directory: &Path,
 ) -> Vec<(String, Tensor)> {
     let seed = plan.file.run.seeds[0];
-    let home = |method: &str| directory.join(&target.name).join(method).join(format!("seed-{seed}"));
-    let of = |method: &str, setting: &str| {
-        rows.iter().any(|row| {
-            row.target == target.name
-                && row.method == method
-                && row.setting == setting
-                && row.seed == seed
-                && row.failure.is_none()
-        })
+    let of_seed = || rows.iter().filter(|row| row.target == target.name && row.seed == seed);
+    let read = |row: &ResultRow, file: &str| Tensor::read_npy(home(plan, row, directory).join(file)).ok();
+    let real = of_seed().find_map(|row| read(row, REAL));
+    let mut strips: Vec<(String, Tensor)> = real.map(|real| ("real".to_string(), real)).into_iter().collect();
+    let mut add = |label: String, method: &str, setting: &str| {
+        let is_this = |row: &&ResultRow| row.method == method && row.setting == setting;
+        let row = of_seed().find(|row| is_this(row) && row.failure.is_none());
+        strips.extend(row.and_then(|row| read(row, &samples_file(setting))).map(|images| (label, images)));
     };
     let methods = || plan.file.methods.iter().filter(|method| method.runs_on(target));
-    let real = methods().find_map(|method| Tensor::read_npy(home(&method.name).join(REAL)).ok());
-    let mut strips: Vec<(String, Tensor)> = real.map(|real| ("real".to_string(), real)).into_iter().collect();
-    let mut add = |label: String, method: &str, setting: &str, home: &Path| {
-        if !of(method, setting) {
-            return;
-        }
-        if let Ok(images) = Tensor::read_npy(home.join(samples_file(setting))) {
-            strips.push((label, images));
-        }
-    };
     for method in methods().filter(|method| method.is_trained()) {
-        add(method.name.clone(), &method.name, TRAINED, &home(&method.name));
+        add(method.name.clone(), &method.name, TRAINED);
     }
     for method in methods() {
         let Work::Annealed(section) = method.work() else { continue };
         for steps in shown_steps(&section.steps) {
-            let (setting, home) = (steps_setting(steps), home(&method.name).join(format!("steps-{steps}")));
-            add(format!("{}, {setting}", method.name), &method.name, &setting, &home);
+            let setting = steps_setting(steps);
+            add(format!("{}, {setting}", method.name), &method.name, &setting);
         }
     }
     strips

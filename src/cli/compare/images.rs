@@ -1,17 +1,18 @@
 //! Targets of a comparison that make images: what their samples are scored against, and how.
 
 use std::cell::{OnceCell, RefCell};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use tch::{Device, Tensor};
 
-use super::bench::Bench;
+use super::bench::{Bench, samples_file};
 use super::job::Job;
 use super::results::ResultRow;
 use crate::cli::corrections::CorrectionTarget;
-use crate::cli::evaluate::timed_score;
-use crate::cli::metrics::{Inputs, Measure, NotFinite, Scores};
+use crate::cli::energies::EnergyGauge;
+use crate::cli::evaluate::{Drawn, draw_and_score};
+use crate::cli::metrics::{Inputs, Measure, NotFinite};
 use crate::comm::World;
 use crate::config::{ComparePlan, Features, Work};
 use crate::data::file_sha256;
@@ -23,6 +24,9 @@ pub const PICTURED: i64 = 12;
 
 /// File of the real ones, beside those of a trained method.
 pub const REAL: &str = "real.npy";
+
+/// The setting whose energies are those of the real images.
+pub const REAL_SETTING: &str = "real";
 
 /// A target that makes images, with its yardstick.
 pub struct ImageTarget {
@@ -103,13 +107,17 @@ impl Bench<'_> {
         (job, home): (&Job, &Path),
         draw: impl FnMut(u64, i64) -> Tensor,
     ) -> Result<()> {
-        let measure = self.images(job)?.measure(self.world)?;
-        match timed_score(measure, self.world, draw) {
-            Ok((Scores { metrics, shown, .. }, seconds)) => {
+        let images = self.images(job)?;
+        let gauge = EnergyGauge::new(images.target.at_level());
+        let yardstick = (images.measure(self.world)?, gauge.as_ref(), self.world);
+        match draw_and_score(yardstick, draw) {
+            Ok(Drawn { scores, seconds, energies }) => {
                 row.sets = 1;
-                row.metrics.extend(metrics);
+                row.metrics.extend(scores.metrics);
                 row.seconds_per_sample = Some(seconds / self.plan.file.score.samples as f64);
-                self.keep_samples(home, &row.setting, &shown.narrow(0, 0, PICTURED.min(shown.size()[0])))
+                let shown = scores.shown;
+                self.keep_samples(home, &row.setting, &shown.narrow(0, 0, PICTURED.min(shown.size()[0])))?;
+                energies.map_or(Ok(()), |energies| keep_energies(home, &row.setting, &energies))
             }
             Err(error) if error.is::<NotFinite>() => {
                 row.failure = Some(error.to_string());
@@ -119,9 +127,36 @@ impl Bench<'_> {
         }
     }
 
-    /// Keeps real images for the figure.
+    /// Keeps real images for the figure, and the energies of as many as are scored.
     pub(super) fn keep_real(&self, job: &Job, home: &Path) -> Result<()> {
-        let real = self.images(job)?.measure(self.world)?.real(PICTURED);
-        write_samples_file(home.join(REAL).as_path(), &real.to_device(Device::Cpu), true)
+        let images = self.images(job)?;
+        let measure = images.measure(self.world)?;
+        write_samples_file(home.join(REAL).as_path(), &measure.real(PICTURED).to_device(Device::Cpu), true)?;
+        let Some(gauge) = EnergyGauge::new(images.target.at_level()) else { return Ok(()) };
+        let energies = gauge.of(&measure.real(measure.samples()), self.world.device);
+        keep_energies(home, REAL_SETTING, &energies)
+    }
+}
+
+/// Keeps energies `[rows]` for the report, which compares them with those of the longest chains.
+fn keep_energies(home: &Path, setting: &str, energies: &Tensor) -> Result<()> {
+    write_samples_file(home.join(energies_file(setting)).as_path(), energies, true)
+}
+
+/// Name of the file that holds the energies of a setting's samples.
+pub fn energies_file(setting: &str) -> String {
+    samples_file(&format!("{setting}-energies"))
+}
+
+/// Directory of the files of a row's samples.
+pub fn home(plan: &ComparePlan, row: &ResultRow, directory: &Path) -> PathBuf {
+    let home = directory.join(&row.target).join(&row.method).join(format!("seed-{}", row.seed));
+    let method = plan.file.methods.iter().find(|method| method.name == row.method);
+    match method.map(|method| method.work()) {
+        // Each length by itself.
+        Some(Work::Annealed(_)) => {
+            home.join(format!("steps-{}", row.setting.split(' ').next().unwrap_or_default()))
+        }
+        _ => home,
     }
 }

@@ -8,6 +8,7 @@ mod annealed;
 mod bench;
 mod chains;
 mod corrected;
+mod energy_report;
 mod fitted;
 mod image_report;
 mod images;

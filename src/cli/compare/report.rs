@@ -11,11 +11,11 @@ use tch::{Device, Kind, Tensor};
 use tracing::info;
 
 use super::bench::samples_file;
-use super::image_report;
 use super::job::Job;
 use super::results::{ResultRow, Rows};
 use super::spread::{Group, count, groups, number};
 use super::trained::SETTING as TRAINED;
+use super::{energy_report, image_report};
 use crate::cli::summary::command_line;
 use crate::config::{ComparePlan, Statistic, TargetSection};
 use crate::metric::CalibrationBin;
@@ -54,6 +54,11 @@ pub fn write(plan: &ComparePlan, jobs: &[Job], directory: &Path) -> Result<()> {
     for job in jobs {
         rows.extend(Rows::any(&directory.join(job.slug(plan)))?);
     }
+    for (target, recipe) in plan.file.targets.iter().zip(&plan.recipes) {
+        if recipe.file.target.is_image() {
+            energy_report::score(plan, target, &mut rows, directory);
+        }
+    }
     let json = serde_json::to_string_pretty(&rows).context("rows are plain data")?;
     save(&directory.join("results.json"), &json)?;
     let tables = tables(plan, &rows);
@@ -65,6 +70,7 @@ pub fn write(plan: &ComparePlan, jobs: &[Job], directory: &Path) -> Result<()> {
     for (target, recipe) in plan.file.targets.iter().zip(&plan.recipes) {
         if recipe.file.target.is_image() {
             image_report::draw(plan, target, &recipe.file.evaluate, &rows, directory)?;
+            energy_report::draw(plan, target, &rows, directory)?;
         }
     }
     let figure = directory.join("figures").join("samples.png");

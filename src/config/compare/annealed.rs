@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::load::ConfigError;
-use crate::config::run::require;
+use crate::config::run::{require, require_falling};
 
 /// How an annealed chain moves at each level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -60,7 +60,6 @@ impl AnnealedSection {
 
     pub(super) fn check(&self, key: &str) -> Result<(), ConfigError> {
         let key = |name: &str| format!("{key}.{name}");
-        let [high, low] = self.sigma;
         let sizes = &self.step_sizes;
         require(&[
             (is_list_of_steps(&self.steps), &key("steps"), &format!("{:?}", self.steps), LIST_OF_STEPS),
@@ -70,15 +69,10 @@ impl AnnealedSection {
                 &format!("{sizes:?}"),
                 "one number or more between 0 and 2 (at 2 a chain is unstable)",
             ),
-            (
-                high >= low && low > 0.0 && high.is_finite(),
-                &key("sigma"),
-                &format!("{:?}", self.sigma),
-                "[high, low] with high ≥ low > 0",
-            ),
             (self.leapfrog_steps > 0, &key("leapfrog_steps"), &self.leapfrog_steps, "1 or more"),
             (self.tuning_samples >= 2, &key("tuning_samples"), &self.tuning_samples, "2 or more"),
-        ])
+        ])?;
+        require_falling(&key("sigma"), self.sigma)
     }
 }
 

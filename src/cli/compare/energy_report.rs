@@ -1,0 +1,98 @@
+//! Energies of a comparison's samples beside those of its longest chains: whether samplers put their mass where the energy does.
+
+use std::path::Path;
+
+use anyhow::Result;
+use tch::Tensor;
+
+use super::annealed::steps_setting;
+use super::images::{REAL_SETTING, energies_file, home};
+use super::results::ResultRow;
+use super::trained::SETTING as TRAINED;
+use crate::cli::energies::{METRIC, energy_score};
+use crate::config::{AnnealedKernel, ComparePlan, TargetEntry, Work};
+use crate::plot::energy_histograms;
+
+/// The annealed chains that the others are compared with: the longest of Langevin, which every other kind aims at.
+struct Longest<'p> {
+    method: &'p str,
+    setting: String,
+}
+
+impl<'p> Longest<'p> {
+    fn of(plan: &'p ComparePlan, target: &TargetEntry) -> Option<Self> {
+        let annealed =
+            plan.file.methods.iter().filter(|method| method.runs_on(target)).filter_map(|method| {
+                let Work::Annealed(section) = method.work() else { return None };
+                let steps = *section.steps.iter().max()?;
+                (section.kernel == AnnealedKernel::Langevin).then_some((steps, method.name.as_str()))
+            });
+        annealed
+            .max_by_key(|(steps, _)| *steps)
+            .map(|(steps, method)| Longest { method, setting: steps_setting(steps) })
+    }
+
+    fn is(&self, row: &ResultRow) -> bool {
+        row.method == self.method && row.setting == self.setting
+    }
+}
+
+/// Energies of a row's samples; `None` where there are none.
+fn energies(home: &Path, setting: &str) -> Option<Vec<f64>> {
+    Vec::try_from(Tensor::read_npy(home.join(energies_file(setting))).ok()?).ok()
+}
+
+/// Of the real images, which trained methods keep.
+fn real_energies(
+    plan: &ComparePlan,
+    target: &TargetEntry,
+    rows: &[ResultRow],
+    directory: &Path,
+) -> Option<Vec<f64>> {
+    let trained = rows.iter().filter(|row| row.target == target.name && row.setting == TRAINED);
+    trained.into_iter().find_map(|row| energies(&home(plan, row, directory), REAL_SETTING))
+}
+
+/// Adds to each row of the target how far its energies are from those of the longest chains of all *other* seeds: what the
+/// chains score themselves is then the floor. With a single seed they are not scored.
+pub fn score(plan: &ComparePlan, target: &TargetEntry, rows: &mut [ResultRow], directory: &Path) {
+    let (Some(longest), Some(real)) =
+        (Longest::of(plan, target), real_energies(plan, target, rows, directory))
+    else {
+        return;
+    };
+    let is_of_target = |row: &ResultRow| row.target == target.name && row.failure.is_none();
+    let chains: Vec<(u64, Vec<f64>)> = rows
+        .iter()
+        .filter(|row| is_of_target(row) && longest.is(row))
+        .filter_map(|row| Some((row.seed, energies(&home(plan, row, directory), &row.setting)?)))
+        .collect();
+    let is_alone = chains.len() == 1;
+    for row in rows.iter_mut().filter(|row| is_of_target(row)) {
+        let others = chains.iter().filter(|(seed, _)| *seed != row.seed || (is_alone && !longest.is(row)));
+        let reference: Vec<f64> = others.flat_map(|(_, energies)| energies).copied().collect();
+        let found = energies(&home(plan, row, directory), &row.setting);
+        let score = found.and_then(|found| energy_score(&found, &real, &reference));
+        row.metrics.extend(score.map(|score| (METRIC.to_string(), score)));
+    }
+}
+
+/// Draws `figures/energies-TARGET.png`: real images, trained methods and the longest chains of the first seed.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn draw(plan: &ComparePlan, target: &TargetEntry, rows: &[ResultRow], directory: &Path) -> Result<()> {
+    let Some(real) = real_energies(plan, target, rows, directory) else { return Ok(()) };
+    let longest = Longest::of(plan, target);
+    let is_longest = |row: &ResultRow| longest.as_ref().is_some_and(|longest| longest.is(row));
+    let seed = plan.file.run.seeds[0];
+    let shown = rows.iter().filter(|row| row.target == target.name && row.seed == seed);
+    let mut sets = vec![("real images".to_string(), real)];
+    sets.extend(shown.filter(|row| row.setting == TRAINED || is_longest(row)).filter_map(|row| {
+        let name =
+            if is_longest(row) { format!("{}, {}", row.method, row.setting) } else { row.method.clone() };
+        Some((name, energies(&home(plan, row, directory), &row.setting)?))
+    }));
+    let title = format!("{}: energies on {}", plan.file.run.name, target.name);
+    energy_histograms(&title, &sets, &directory.join("figures").join(format!("energies-{}.png", target.name)))
+}

@@ -1,0 +1,100 @@
+//! Histograms of several sets of energies over each other, as outlines.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use plotters::prelude::*;
+
+use super::smooth::Point;
+use super::style::{COLORS, GREY, draw_legend, figure, px, style_mesh, tick};
+
+const SIZE: (u32, u32) = (960, 520);
+
+const BINS: usize = 48;
+
+/// Part of all energies that may lie outside of the axis, on either side: one image far off would squeeze the rest.
+const OUTSIDE: f64 = 0.003;
+
+/// Saves the histograms of the named sets of `energies`, in nats, as a PNG. The first set is grey: that of real samples.
+///
+/// # Errors
+/// If there is nothing finite to draw, or the file cannot be written.
+pub fn energy_histograms(title: &str, energies: &[(String, Vec<f64>)], path: &Path) -> Result<()> {
+    let mut all: Vec<f64> =
+        energies.iter().flat_map(|(_, set)| set).copied().filter(|energy| energy.is_finite()).collect();
+    all.sort_unstable_by(f64::total_cmp);
+    let outside = (all.len() as f64 * OUTSIDE) as usize;
+    let (Some(&low), Some(&high)) = (all.get(outside), all.iter().rev().nth(outside)) else {
+        bail!("no energies that could be drawn");
+    };
+    let margin = (0.04 * (high - low)).max(1e-6);
+    let (low, high) = (low - margin, high + margin);
+    let curves: Vec<Vec<Point>> = energies.iter().map(|(_, set)| outline(set, (low, high))).collect();
+    let highest = curves.iter().flatten().map(|(_, share)| *share).fold(0.0, f64::max);
+    figure(path, SIZE, title, |area| {
+        let mut chart = ChartBuilder::on(area)
+            .margin(px(14))
+            .x_label_area_size(px(54))
+            .y_label_area_size(px(74))
+            .build_cartesian_2d(low..high, 0.0..1.1 * highest.max(f64::MIN_POSITIVE))?;
+        let mut mesh = chart.configure_mesh();
+        style_mesh(&mut mesh);
+        mesh.x_labels(8)
+            .y_labels(5)
+            .x_desc("energy (nats, up to a constant)")
+            .y_desc("part of the samples")
+            .x_label_formatter(&|value| tick(*value))
+            .y_label_formatter(&|value| tick(*value))
+            .draw()?;
+        let colors = std::iter::once(GREY).chain(COLORS.into_iter().cycle());
+        for (((name, _), curve), color) in energies.iter().zip(curves).zip(colors) {
+            let style = ShapeStyle::from(color).stroke_width(px(2));
+            chart
+                .draw_series(LineSeries::new(curve, style))?
+                .label(name)
+                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + px(24) as i32, y)], style));
+        }
+        draw_legend(&mut chart, SeriesLabelPosition::UpperRight)
+    })
+}
+
+/// Outline of the histogram of `set` over an axis: the part of the set in each bin.
+fn outline(set: &[f64], (low, high): (f64, f64)) -> Vec<Point> {
+    let width = (high - low) / BINS as f64;
+    let mut shares = vec![0.0; BINS];
+    for energy in set.iter().filter(|energy| (low..high).contains(*energy)) {
+        // Rounding may put the last number of a bin into the next.
+        shares[(((energy - low) / width) as usize).min(BINS - 1)] += 1.0 / set.len() as f64;
+    }
+    let sides = |(bin, share): (usize, f64)| [bin, bin + 1].map(|edge| (low + edge as f64 * width, share));
+    let mut points = vec![(low, 0.0)];
+    points.extend(shares.into_iter().enumerate().flat_map(sides));
+    points.push((high, 0.0));
+    points
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outline_holds_the_parts_of_the_set_that_lie_on_the_axis() {
+        let outline = outline(&[0.5, 0.5, 0.999_999, 7.0], (0.0, 1.0));
+        let at = |edge: usize| outline[1 + 2 * edge].1;
+        assert_eq!((at(BINS / 2), at(BINS - 1)), (0.5, 0.25));
+        assert_eq!((outline[0], outline[outline.len() - 1]), ((0.0, 0.0), (1.0, 0.0)));
+    }
+
+    #[test]
+    fn a_figure_is_drawn_of_finite_energies_and_of_equal_ones_and_refused_without() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("energies.png");
+        let sets = [("real".to_string(), vec![1.0, 2.0, f64::NAN]), ("one step".to_string(), vec![1.5])];
+        energy_histograms("energies", &sets, &path).unwrap();
+        energy_histograms("energies", &[("equal".to_string(), vec![3.0; 5])], &path).unwrap();
+        assert!(path.metadata().unwrap().len() > 1000);
+        let error =
+            energy_histograms("energies", &[("none".into(), vec![f64::INFINITY])], &path).unwrap_err();
+        assert!(error.to_string().contains("no energies"), "{error}");
+    }
+}
