@@ -192,9 +192,8 @@ fn images_are_compared_by_their_distance_and_what_one_sample_costs() {
     let chains = energies("langevin/seed-0/steps-2/2-steps-energies");
     let mean = chains.iter().sum::<f64>() / 120.0;
     let deviation = (chains.iter().map(|energy| (energy - mean).powi(2)).sum::<f64>() / 120.0).sqrt();
-    let apart = |of: Vec<f64>| {
-        of.iter().zip(&chains).map(|(a, b)| (a - b).abs()).sum::<f64>() / (120.0 * deviation)
-    };
+    let apart =
+        |of: Vec<f64>| of.iter().zip(&chains).map(|(a, b)| (a - b).abs()).sum::<f64>() / (120.0 * deviation);
     for (number, of_row) in [(0, "dft/seed-0/trained-energies"), (8, "dft-mala/seed-0/2-steps-energies")] {
         let score = &rows[number]["metrics"]["energy_w1"];
         let expected = [apart(energies(of_row)), apart(energies("dft/seed-0/real-energies"))];

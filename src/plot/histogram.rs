@@ -10,7 +10,8 @@ use super::style::{COLORS, GREY, draw_legend, figure, px, style_mesh, tick};
 
 const SIZE: (u32, u32) = (960, 520);
 
-const BINS: usize = 48;
+/// Least and greatest number of bins; between them it is the root of the size of the smallest set.
+const BINS: (usize, usize) = (12, 48);
 
 /// Part of all energies that may lie outside of the axis, on either side: one image far off would squeeze the rest.
 const OUTSIDE: f64 = 0.003;
@@ -29,7 +30,9 @@ pub fn energy_histograms(title: &str, energies: &[(String, Vec<f64>)], path: &Pa
     };
     let margin = (0.04 * (high - low)).max(1e-6);
     let (low, high) = (low - margin, high + margin);
-    let curves: Vec<Vec<Point>> = energies.iter().map(|(_, set)| outline(set, (low, high))).collect();
+    let smallest = energies.iter().map(|(_, set)| set.len()).min().unwrap_or(0);
+    let bins = smallest.isqrt().clamp(BINS.0, BINS.1);
+    let curves: Vec<Vec<Point>> = energies.iter().map(|(_, set)| outline(set, (low, high), bins)).collect();
     let highest = curves.iter().flatten().map(|(_, share)| *share).fold(0.0, f64::max);
     figure(path, SIZE, title, |area| {
         let mut chart = ChartBuilder::on(area)
@@ -58,13 +61,13 @@ pub fn energy_histograms(title: &str, energies: &[(String, Vec<f64>)], path: &Pa
     })
 }
 
-/// Outline of the histogram of `set` over an axis: the part of the set in each bin.
-fn outline(set: &[f64], (low, high): (f64, f64)) -> Vec<Point> {
-    let width = (high - low) / BINS as f64;
-    let mut shares = vec![0.0; BINS];
+/// Outline of the histogram of `set` over an axis: the part of the set in each of its `bins`.
+fn outline(set: &[f64], (low, high): (f64, f64), bins: usize) -> Vec<Point> {
+    let width = (high - low) / bins as f64;
+    let mut shares = vec![0.0; bins];
     for energy in set.iter().filter(|energy| (low..high).contains(*energy)) {
         // Rounding may put the last number of a bin into the next.
-        shares[(((energy - low) / width) as usize).min(BINS - 1)] += 1.0 / set.len() as f64;
+        shares[(((energy - low) / width) as usize).min(bins - 1)] += 1.0 / set.len() as f64;
     }
     let sides = |(bin, share): (usize, f64)| [bin, bin + 1].map(|edge| (low + edge as f64 * width, share));
     let mut points = vec![(low, 0.0)];
@@ -79,9 +82,9 @@ mod tests {
 
     #[test]
     fn an_outline_holds_the_parts_of_the_set_that_lie_on_the_axis() {
-        let outline = outline(&[0.5, 0.5, 0.999_999, 7.0], (0.0, 1.0));
-        let at = |edge: usize| outline[1 + 2 * edge].1;
-        assert_eq!((at(BINS / 2), at(BINS - 1)), (0.5, 0.25));
+        let outline = outline(&[0.5, 0.5, 0.999_999, 7.0], (0.0, 1.0), 4);
+        let at = |bin: usize| outline[1 + 2 * bin].1;
+        assert_eq!([at(0), at(1), at(2), at(3)], [0.0, 0.0, 0.5, 0.25]);
         assert_eq!((outline[0], outline[outline.len() - 1]), ((0.0, 0.0), (1.0, 0.0)));
     }
 
