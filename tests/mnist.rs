@@ -20,10 +20,15 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// `dft` on two ranks, one thread each, from the project's root.
 #[track_caller]
 fn on_two_ranks(arguments: &[&str]) -> Finished {
-    let mut command = mpirun(2);
+    on_ranks(2, arguments)
+}
+
+/// `dft` on so many ranks, one thread each, from the project's root.
+#[track_caller]
+fn on_ranks(ranks: usize, arguments: &[&str]) -> Finished {
+    let mut command = mpirun(ranks);
     command.current_dir(root()).arg(env!("CARGO_BIN_EXE_dft")).args(arguments);
     let finished = run_within(command, LIMIT);
     assert_eq!(finished.code, 0, "{}", finished.output);
@@ -120,6 +125,14 @@ fn the_whole_path_from_data_to_pictures_runs_on_two_ranks() {
     // The longest chains are what energies are compared with.
     let energy = |row: usize| rows[row]["metrics"]["energy_w1"]["value"].as_f64();
     assert!((0..3).all(|row| energy(row).is_some_and(|distance| distance > 0.0)) && energy(3).is_none());
+    // One rank reads the same energies as two.
+    on_ranks(1, &["evaluate", &run, "--langevin", "2,3"]);
+    let alone: Value =
+        serde_json::from_str(&fs::read_to_string(Path::new(&run).join("summary.json")).unwrap()).unwrap();
+    for row in 0..3 {
+        let on_one = alone["comparison"][row]["metrics"]["energy_w1"]["value"].as_f64().unwrap();
+        assert!((on_one / energy(row).unwrap() - 1.0).abs() < 1e-3, "row {row}: {on_one} on one rank");
+    }
     // The same table is in the run file, beside the hash of what it was measured on.
     let record = RunReader::open(Path::new(&run).join("run.h5")).unwrap();
     assert_eq!(record.series("comparison", "target_evaluations_per_sample").unwrap(), [0.0, 0.0, 3.0, 4.0]);

@@ -297,7 +297,7 @@ fn density_that_is_not_one_is_refused_before_training() {
 }
 
 #[test]
-fn regressions_that_do_not_fit_the_sampler_or_the_target_are_refused_before_any_pair_is_made() {
+fn warm_starts_and_regressions_that_do_not_fit_the_sampler_or_the_target_are_refused_before_any_work() {
     let bench = Bench::new();
     for (setting, words) in [
         ("regression.weight=0", ["regression.weight = 0", "above 0"]),
@@ -315,10 +315,15 @@ fn regressions_that_do_not_fit_the_sampler_or_the_target_are_refused_before_any_
         &bench.train("configs/mnist.toml", &["--set", "target.tempered=false"]),
         &["tempered target", "target.tempered = true"],
     );
-    refused(
-        &bench.train("configs/quick.toml", &["--set", "regression.weight=1.0"]),
-        &["[regression]", "tempered target"],
-    );
+    for (section, setting) in
+        [("[warm_start]", "warm_start.updates=2"), ("[regression]", "regression.weight=1.0")]
+    {
+        let refused = |config: &str, words: &[&str]| {
+            refused(&bench.train(config, &["--set", setting]), &[&[section], words].concat());
+        };
+        refused("configs/quick.toml", &["tempered target"]);
+        refused("configs/mnist-generator.toml", &["\"generator\"", "choose sampler.kind = \"unet\""]);
+    }
     refused(
         &bench.train("configs/quick.toml", &["--set", "sampler.output=sigmoid"]),
         &["sampler.output", "\"unet\""],

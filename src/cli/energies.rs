@@ -1,4 +1,5 @@
-//! Energies of samples under the model: whether a sampler puts its mass where the energy does.
+//! Energies of samples under the model, beside those of long chains. Samples that follow the energy have theirs; that they do is no
+//! proof, as one class can have them too.
 
 use anyhow::Result;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -104,6 +105,39 @@ pub fn energy_score(energies: &[f64], real: &[f64], chains: &[f64]) -> Option<Sc
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::TargetSection;
+    use crate::target::load_exact;
+
+    #[test]
+    fn energies_are_those_of_samples_with_noise_of_their_chunk_and_all_chunks_come_in_their_order() {
+        // E = |x|²/2 + ln 2π of a standard normal in the plane, by its formula.
+        let section = TargetSection::Gaussian {
+            mean: Some(vec![0.0, 0.0]),
+            covariance: Some(vec![vec![1.0, 0.0], vec![0.0, 1.0]]),
+        };
+        let normal = load_exact(&section, Kind::Float, Device::Cpu).unwrap();
+        let target = TargetAtLevel::new(normal, Some(0.5));
+        let gauge = EnergyGauge::new(&target).unwrap();
+        let x = Generator::new(1, Stream::Exact, 0, 0).normal(&[150, 2]);
+        let noise = [(0, 100), (1, 50)]
+            .map(|(chunk, rows)| Generator::new(0, Stream::Exact, NOISE, chunk).normal(&[rows, 2]));
+        let noisy = (&x + Tensor::cat(&noise, 0) * 0.5).to_kind(Kind::Double);
+        let expected =
+            noisy.square().sum_dim_intlist(1i64, false, None) / 2.0 + (2.0 * std::f64::consts::PI).ln();
+        let found = gauge.of(&x, Device::Cpu);
+        assert!((&found - expected).abs().max().double_value(&[]) < 1e-5);
+        let mut drawn = DrawnEnergies::default();
+        drawn.read(&gauge, 0, &x.narrow(0, 0, 100));
+        drawn.read(&gauge, 1, &x.narrow(0, 100, 50));
+        assert_eq!(drawn.gathered(150, &World::solo(Device::Cpu)).unwrap(), found);
+        assert!(
+            EnergyGauge::new(&TargetAtLevel::new(
+                load_exact(&section, Kind::Float, Device::Cpu).unwrap(),
+                None
+            ))
+            .is_none()
+        );
+    }
 
     #[test]
     fn energies_a_deviation_apart_score_one() {

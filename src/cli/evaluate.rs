@@ -1,7 +1,7 @@
 //! `dft evaluate`: a trained sampler beside its own draws with Markov corrections and annealed Langevin on the same energy,
 //! same count, same floor.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ use super::metrics::{Inputs, Measure, OF_IMAGES, Scores, draw_samples};
 use super::progress::Progress;
 use super::sample::{Sampler, load_sampler};
 use super::session::{Exit, Session};
-use super::summary::{ComparisonRow, Score, Summary};
+use super::summary::{ComparisonRow, Summary};
 use crate::comm::World;
 use crate::config::{EvaluateSection, SamplerSection, TrainFile, load};
 use crate::mcmc::AnnealedLangevin;
@@ -58,7 +58,9 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
     let measure = session.work(inputs.measure(world))?;
 
     // One row of the table after the other; each draws the same number of samples.
-    let gauge = EnergyGauge::new(target.at_level());
+    let chains = langevin_plans(section, &plan.file.sampler, target.at_level());
+    // Energies are compared with those of chains.
+    let gauge = EnergyGauge::new(target.at_level()).filter(|_| !chains.is_empty());
     let yardstick = (&measure, gauge.as_ref(), world);
     let mut table = Comparison::new(&measure, gauge.as_ref(), world);
     let drawn = draw_and_score(yardstick, |chunk, rows| {
@@ -67,7 +69,7 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
     });
     let drawn = session.work(drawn)?;
     let name = format!("one step, {}", summary.method);
-    table.add(&name.clone(), row(&name, (0, 1), &drawn), drawn);
+    table.add(&name, row(&name, (0, 1), &drawn), drawn);
     if !section.corrections.is_empty() {
         let made = Corrections::new(&target, CorrectionKernel::Mala, None, &sampler, (arguments.seed, world));
         let mut corrections = session.work(made)?;
@@ -80,7 +82,6 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
         }
     }
     let target = target.at_level();
-    let chains = langevin_plans(section, &plan.file.sampler, target);
     if world.is_root() && chains.is_empty() && !section.langevin_steps.is_empty() {
         warn!("annealed Langevin needs a tempered target (target.tempered = true): its rows are left out");
     }
@@ -336,7 +337,12 @@ fn record_comparison(run: &Path, summary: &Summary) -> Result<()> {
     let mut record = RunFile::resume(run.join("run.h5"), summary.iterations as i64)?;
     record.remove("comparison")?;
     let names: Vec<&str> = summary.comparison.iter().map(|row| row.sampler.as_str()).collect();
-    let metrics: BTreeMap<&String, &Score> = summary.comparison.iter().flat_map(|row| &row.metrics).collect();
+    // Not every row has every score.
+    let metrics: BTreeSet<&String> = summary.comparison.iter().flat_map(|row| row.metrics.keys()).collect();
+    let columns: Vec<(&String, [&'static str; 2])> = metrics
+        .into_iter()
+        .map(|name| (name, [name.clone(), format!("{name}_floor")].map(|name| &*name.leak())))
+        .collect();
     for (number, row) in summary.comparison.iter().enumerate() {
         let mut cells = vec![
             (Column::new("iteration", "1", "iterations of the sampler"), Cell::from(summary.iterations)),
@@ -358,13 +364,12 @@ fn record_comparison(run: &Path, summary: &Summary) -> Result<()> {
                 Cell::from(row.acceptance.unwrap_or(f64::NAN)),
             ),
         ];
-        for name in metrics.keys() {
+        for (name, [of_value, of_floor]) in &columns {
             let score = row.metrics.get(*name);
             let value = score.map_or(f64::NAN, |score| score.value);
-            let of_floor = score.and_then(|score| score.floor).unwrap_or(f64::NAN);
-            let [name, floor] = [name.to_string(), format!("{name}_floor")].map(|name| &*name.leak());
-            cells.push((Column::new(name, "1", "score of the samples; NaN without"), value.into()));
-            cells.push((Column::new(floor, "1", "the same score of as many real samples"), of_floor.into()));
+            let floor = score.and_then(|score| score.floor).unwrap_or(f64::NAN);
+            cells.push((Column::new(of_value, "1", "score of the samples; NaN without"), value.into()));
+            cells.push((Column::new(of_floor, "1", "the same score of as many real samples"), floor.into()));
         }
         record.append("comparison", &cells)?;
     }

@@ -174,7 +174,7 @@ pub(super) fn out_of_range(key: &str, value: impl std::fmt::Display, wanted: &st
 pub(super) fn require_falling(key: &str, levels: [f64; 2]) -> Result<(), ConfigError> {
     let [high, low] = levels;
     let falls = high >= low && low > 0.0 && high.is_finite();
-    require(&[(falls, key, &format!("{levels:?}"), "[high, low] with high ≥ low > 0")])
+    require(&[(falls, key, &format!("[{high}, {low}]"), "[high, low] with high ≥ low > 0")])
 }
 
 /// Checks conditions in order; the first that fails is the error.

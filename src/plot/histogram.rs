@@ -13,21 +13,22 @@ const SIZE: (u32, u32) = (960, 520);
 /// Least and greatest number of bins; between them it is the root of the size of the smallest set.
 const BINS: (usize, usize) = (12, 48);
 
-/// Part of all energies that may lie outside of the axis, on either side: one image far off would squeeze the rest.
+/// Part of a set that may lie outside of the axis, on either side: one image far off would squeeze the rest.
 const OUTSIDE: f64 = 0.003;
 
-/// Saves the histograms of the named sets of `energies`, in nats, as a PNG. The first set is grey: that of real samples.
+/// Saves the histograms of the named sets of `energies`, in nats, as a PNG. The first set is grey: that of real samples. The axis
+/// reaches to either side of it as far as it is wide, and no further: the legend says how much of a set lies outside.
 ///
 /// # Errors
 /// If there is nothing finite to draw, or the file cannot be written.
 pub fn energy_histograms(title: &str, energies: &[(String, Vec<f64>)], path: &Path) -> Result<()> {
-    let mut all: Vec<f64> =
-        energies.iter().flat_map(|(_, set)| set).copied().filter(|energy| energy.is_finite()).collect();
-    all.sort_unstable_by(f64::total_cmp);
-    let outside = (all.len() as f64 * OUTSIDE) as usize;
-    let (Some(&low), Some(&high)) = (all.get(outside), all.iter().rev().nth(outside)) else {
-        bail!("no energies that could be drawn");
+    let spans: Vec<Point> = energies.iter().filter_map(|(_, set)| span(set)).collect();
+    let Some(&(first, last)) = spans.first() else {
+        bail!("no finite energies that could be drawn; look at the samples, which are likely not finite");
     };
+    let width = last - first;
+    let low = spans.iter().map(|(low, _)| *low).fold(first, f64::min).max(first - width);
+    let high = spans.iter().map(|(_, high)| *high).fold(last, f64::max).min(last + width);
     let margin = (0.04 * (high - low)).max(1e-6);
     let (low, high) = (low - margin, high + margin);
     let smallest = energies.iter().map(|(_, set)| set.len()).min().unwrap_or(0);
@@ -52,13 +53,24 @@ pub fn energy_histograms(title: &str, energies: &[(String, Vec<f64>)], path: &Pa
         let colors = std::iter::once(GREY).chain(COLORS.into_iter().cycle());
         for (((name, _), curve), color) in energies.iter().zip(curves).zip(colors) {
             let style = ShapeStyle::from(color).stroke_width(px(2));
+            let inside: f64 = curve.iter().skip(1).step_by(2).map(|(_, share)| share).sum();
+            let outside = (100.0 * (1.0 - inside)).round();
+            let label = if outside >= 2.0 { format!("{name} ({outside} % outside)") } else { name.clone() };
             chart
                 .draw_series(LineSeries::new(curve, style))?
-                .label(name)
+                .label(label)
                 .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + px(24) as i32, y)], style));
         }
         draw_legend(&mut chart, SeriesLabelPosition::UpperRight)
     })
+}
+
+/// Where all finite numbers of a set lie but for [`OUTSIDE`] on either side; `None` if there are none.
+fn span(set: &[f64]) -> Option<Point> {
+    let mut set: Vec<f64> = set.iter().copied().filter(|energy| energy.is_finite()).collect();
+    set.sort_unstable_by(f64::total_cmp);
+    let outside = (set.len() as f64 * OUTSIDE) as usize;
+    Some((*set.get(outside)?, *set.iter().rev().nth(outside)?))
 }
 
 /// Outline of the histogram of `set` over an axis: the part of the set in each of its `bins`.
@@ -98,6 +110,6 @@ mod tests {
         assert!(path.metadata().unwrap().len() > 1000);
         let error =
             energy_histograms("energies", &[("none".into(), vec![f64::INFINITY])], &path).unwrap_err();
-        assert!(error.to_string().contains("no energies"), "{error}");
+        assert!(error.to_string().contains("no finite energies"), "{error}");
     }
 }

@@ -1,6 +1,6 @@
 //! Annealed chains of a comparison: a row for each number of steps.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use anyhow::Result;
@@ -77,7 +77,7 @@ impl Bench<'_> {
         for &steps in &section.steps {
             // Each length is kept by itself: another one in the list leaves those that are done.
             let one = AnnealedSection { steps: vec![steps], ..section.clone() };
-            let (key, own_home) = (self.annealed_key(job, &one)?, home.join(format!("steps-{steps}")));
+            let (key, own_home) = (self.annealed_key(job, &one)?, steps_home(home, &steps_setting(steps)));
             let found = match Rows::read(&own_home, &key) {
                 Some(found) => found,
                 None => {
@@ -187,4 +187,21 @@ impl Bench<'_> {
 /// The setting of a row of so many steps.
 pub fn steps_setting(steps: u64) -> String {
     format!("{steps} step{}", if steps == 1 { "" } else { "s" })
+}
+
+/// Directory of the chains of such a setting below that of their method: each length is kept by itself.
+pub fn steps_home(home: &Path, setting: &str) -> PathBuf {
+    home.join(format!("steps-{}", setting.trim_end_matches(|c: char| !c.is_ascii_digit())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_directory_of_a_length_is_named_by_its_number() {
+        for (steps, name) in [(1, "steps-1"), (200, "steps-200")] {
+            assert_eq!(steps_home(Path::new("home"), &steps_setting(steps)), Path::new("home").join(name));
+        }
+    }
 }

@@ -15,7 +15,9 @@ use super::results::ResultRow;
 use super::spread::{Group, groups, number};
 use super::trained::{SETTING as TRAINED, TIMED};
 use crate::cli::metrics::OF_IMAGES;
-use crate::config::{CompareFile, ComparePlan, EvaluateSection, Features, TargetEntry, Work};
+use crate::config::{
+    AnnealedKernel, CompareFile, ComparePlan, EvaluateSection, Features, MethodEntry, TargetEntry, Work,
+};
 use crate::plot::{CostCurve, CostKind, costs, labelled_grids};
 
 /// Lengths of chains whose images are shown, where there are such.
@@ -116,6 +118,15 @@ pub fn legend(file: &CompareFile) -> String {
              reference, over other chains; that favours them. What it took is left out here (`tuning_evaluations` in \
              results.json).",
         );
+    }
+    let is_langevin = |method: &&MethodEntry| matches!(method.work(), Work::Annealed(section) if section.kernel == AnnealedKernel::Langevin);
+    if let Some(method) = file.methods.iter().find(is_langevin) {
+        text.push_str(&format!(
+            " Energy W1 is the distance of the samples' energies to those of the longest chains of {} and other seeds, in standard \
+             deviations of theirs: what those chains have themselves is as near as can be told. Real images are beside it for \
+             comparison, not as a bound.",
+            method.name
+        ));
     }
     if file.methods.iter().any(|method| method.best_of.is_some()) {
         text.push_str(

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use tch::{Device, Tensor};
 
+use super::annealed::steps_home;
 use super::bench::{Bench, samples_file};
 use super::job::Job;
-use super::results::ResultRow;
+use super::results::{FILE as ROWS, ResultRow};
 use crate::cli::corrections::CorrectionTarget;
 use crate::cli::energies::EnergyGauge;
 use crate::cli::evaluate::{Drawn, draw_and_score};
@@ -112,6 +113,8 @@ impl Bench<'_> {
         let yardstick = (images.measure(self.world)?, gauge.as_ref(), self.world);
         match draw_and_score(yardstick, draw) {
             Ok(Drawn { scores, seconds, energies }) => {
+                // Rows of another key do not belong to the files that are written now.
+                let _ = std::fs::remove_file(home.join(ROWS));
                 row.sets = 1;
                 row.metrics.extend(scores.metrics);
                 row.seconds_per_sample = Some(seconds / self.plan.file.score.samples as f64);
@@ -153,10 +156,7 @@ pub fn home(plan: &ComparePlan, row: &ResultRow, directory: &Path) -> PathBuf {
     let home = directory.join(&row.target).join(&row.method).join(format!("seed-{}", row.seed));
     let method = plan.file.methods.iter().find(|method| method.name == row.method);
     match method.map(|method| method.work()) {
-        // Each length by itself.
-        Some(Work::Annealed(_)) => {
-            home.join(format!("steps-{}", row.setting.split(' ').next().unwrap_or_default()))
-        }
+        Some(Work::Annealed(_)) => steps_home(&home, &row.setting),
         _ => home,
     }
 }
