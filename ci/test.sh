@@ -26,11 +26,11 @@ stage() {
 
 shell_syntax() {
     local script
-    for script in launch/*.sh launch/slurm.sbatch ci/*.sh .ci/run; do
+    for script in launch/*.sh launch/slurm.sbatch ci/*.sh benchmarks/*.sh .ci/run; do
         bash -n "$script" || return 1
     done
     if command -v shellcheck >/dev/null; then
-        shellcheck --external-sources launch/*.sh launch/slurm.sbatch ci/*.sh .ci/run
+        shellcheck --external-sources launch/*.sh launch/slurm.sbatch ci/*.sh benchmarks/*.sh .ci/run
     else
         echo "shellcheck is not installed: syntax only"
     fi
@@ -52,6 +52,21 @@ cuda_symbols() {
     echo "libtorch and the CUDA runtime have all $(wc -l <<<"$wants") symbols of it"
 }
 
+# What a GPU takes most of an hour for, from the energy to the table, with the smallest of networks.
+paper_size() {
+    local runs
+    runs=$(mktemp -d)
+    RANKS=2 ENERGY_RUN="$runs/energy" RUN="$runs/sampler" \
+        FIT="--set energy.width=4 --set train.iterations=4 --set train.batch=24" \
+        TRAIN="--set sampler.width=4 --set score.width=4 --set warm_start.updates=2 --set regression.pairs=24
+            --set regression.batch=24 --set regression.langevin_steps=1 --set train.iterations=3 --set train.batch=24
+            --set train.warmup_updates=1 --set evaluate.samples=120" \
+        EVALUATE="--samples 120 --langevin 2" benchmarks/paper-size.sh && [[ -s $runs/sampler/figures/samples.png ]]
+    local code=$?
+    rm -rf "$runs"
+    return $code
+}
+
 stage setup launch/setup.sh --tests --no-build
 source launch/env.sh
 for component in fmt clippy; do
@@ -67,6 +82,7 @@ stage doc cargo doc --release --no-deps --locked
 stage build cargo build --release --locked
 stage cuda cuda_symbols
 stage data target/release/dft data mnist
+stage paper paper_size
 stage tests cargo test --release --locked
 
 printf '\n== all passed in %d s\n' $SECONDS

@@ -53,6 +53,10 @@ name = "hmc"
 annealed = { kernel = "hmc", steps = [2], step_sizes = [0.5], leapfrog_steps = 3 }
 
 [[method]]
+name = "published"
+annealed = { schedule = "li2019", steps = [27], step_sizes = [0.02], sigma = [1.0, 0.1] }
+
+[[method]]
 name = "dft-mala"
 corrected = { of = "dft", steps = [1, 2] }
 "#;
@@ -148,6 +152,7 @@ fn images_are_compared_by_their_distance_and_what_one_sample_costs() {
         ("langevin", "2 steps", 3),
         ("mala", "2 steps", 3),
         ("hmc", "2 steps", 7),
+        ("published", "27 steps", 28),
         ("dft-mala", "1 step", 3),
         ("dft-mala", "2 steps", 4),
     ];
@@ -181,7 +186,8 @@ fn images_are_compared_by_their_distance_and_what_one_sample_costs() {
     assert_ne!(rows[2]["metrics"]["fd_lenet"]["value"], rows[1]["metrics"]["fd_lenet"]["value"]);
     assert!(path("run/digits/kl/seed-0/sampler-best.safetensors").exists());
 
-    // Energies beside those of the longest Langevin chains, which with one seed have nothing to be compared with themselves:
+    // Energies beside those of the longest Langevin chains (but those that end at a temperature of zero), which with one seed have
+    // nothing to be compared with themselves:
     // both from their files, in standard deviations of the chains' and as areas between sorted values.
     let energies = |place: &str| -> Vec<f64> {
         let file = path("run/digits").join(place).with_extension("npy");
@@ -194,7 +200,7 @@ fn images_are_compared_by_their_distance_and_what_one_sample_costs() {
     let deviation = (chains.iter().map(|energy| (energy - mean).powi(2)).sum::<f64>() / 120.0).sqrt();
     let apart =
         |of: Vec<f64>| of.iter().zip(&chains).map(|(a, b)| (a - b).abs()).sum::<f64>() / (120.0 * deviation);
-    for (number, of_row) in [(0, "dft/seed-0/trained-energies"), (8, "dft-mala/seed-0/2-steps-energies")] {
+    for (number, of_row) in [(0, "dft/seed-0/trained-energies"), (9, "dft-mala/seed-0/2-steps-energies")] {
         let score = &rows[number]["metrics"]["energy_w1"];
         let expected = [apart(energies(of_row)), apart(energies("dft/seed-0/real-energies"))];
         for (found, expected) in [&score["value"], &score["floor"]].into_iter().zip(expected) {
@@ -273,6 +279,7 @@ fn wrong_comparisons_of_images_are_refused_with_what_to_choose() {
         ("tuning_samples = 100", "tuning_samples = 1", &["annealed.tuning_samples", "2 or more"]),
         ("leapfrog_steps = 3", "leapfrog_steps = 0", &["annealed.leapfrog_steps", "1 or more"]),
         ("leapfrog_steps = 3", "leapfrog = 3", &["leapfrog", "leapfrog_steps"]),
+        ("kernel = \"hmc\"", "kernel = \"hmc\", schedule = \"li2019\"", &["annealed.schedule", "geometric"]),
         ("kernel = \"hmc\"", "kernel = \"nuts\"", &["nuts", "langevin", "mala", "hmc"]),
         (mala, &format!("{mala}\nset = [\"train.batch=24\"]"), &["mala", "one of", "`annealed`"]),
         (mala, &format!("{mala}\nbudgets = [\"seconds\"]"), &["mala", "`budgets`"]),

@@ -172,6 +172,17 @@ fn every_training_configuration_in_the_repository_takes_a_step() {
     write_table(&table, "y", ["0", "1"]);
     let data = format!("target.data={}", table.display());
     let small = ["train.batch=24", "train.iterations=1", "evaluate.samples=100", "train.warmup_updates=1"];
+    // One trains on an energy that another makes: a small one.
+    let energy = directory.path().join("energy");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dft"));
+    command
+        .current_dir(root())
+        .args(["fit-energy", "configs/mnist-energy-resnet.toml", "--run"])
+        .arg(&energy);
+    command.args(["--set", "energy.width=4", "--set", "train.iterations=1", "--set", "train.batch=24"]);
+    let finished = run_within(command, LIMIT);
+    assert_eq!(finished.code, 0, "{}", finished.output);
+    let energy = format!("target.file={}", energy.join("weights.safetensors").display());
     let directories = ["configs", "configs/planar", "configs/speed"]
         .map(|directory| fs::read_dir(root().join(directory)).unwrap());
     let small_sets = [&small[..], &["evaluate.point_sets=1"]].concat();
@@ -211,6 +222,10 @@ fn every_training_configuration_in_the_repository_takes_a_step() {
         }
         if text.contains("[regression]") {
             command.args(["--set", "regression.pairs=24", "--set", "regression.langevin_steps=1"]);
+        }
+        if kind == "mnist-resnet" {
+            command.args(["--set", &energy, "--set", "sampler.width=8", "--set", "score.width=8"]);
+            command.args(["--set", "regression.batch=24"]);
         }
         if kind == "fashion" {
             command.args(["--set", "evaluate.data=data/mnist"]);

@@ -19,7 +19,7 @@ use super::sample::{Sampler, load_sampler};
 use super::session::{Exit, Session};
 use super::summary::{ComparisonRow, Summary};
 use crate::comm::World;
-use crate::config::{EvaluateSection, SamplerSection, TrainFile, load};
+use crate::config::{AnnealedSchedule, EvaluateSection, SamplerSection, TrainFile, load};
 use crate::mcmc::AnnealedLangevin;
 use crate::metric::chunks_of_rank;
 use crate::plot::{energy_histograms, labelled_grids};
@@ -243,6 +243,7 @@ fn langevin_plans(
     let [sigma_first, sigma_last] = section.langevin_sigma;
     let plan = |&steps: &u64| AnnealedLangevin {
         steps,
+        schedule: AnnealedSchedule::Geometric,
         sigma_first,
         sigma_last,
         sigma0,

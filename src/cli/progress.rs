@@ -96,21 +96,25 @@ impl Progress {
                 if is_due || done == self.total {
                     self.last_line = Some(now);
                     let seconds = (now - self.started).as_secs_f64();
-                    let rate = (done - self.first) as f64 / seconds.max(1e-9);
-                    let left = if rate > 0.0 { (self.total - done) as f64 / rate } else { f64::NAN };
-                    self.line(done, rate, left, &message());
+                    let rate = done.saturating_sub(self.first) as f64 / seconds.max(1e-9);
+                    // Nothing is known before the first step.
+                    let rate = Some(rate).filter(|rate| *rate > 0.0);
+                    self.line(done, rate, &message());
                 }
             }
         }
     }
 
-    fn line(&self, done: u64, rate: f64, left: f64, message: &str) {
+    fn line(&self, done: u64, rate: Option<f64>, message: &str) {
         let (what, total) = (self.what, self.total);
+        let left = rate.map(|rate| (total - done) as f64 / rate);
         if FORMAT.get() == Some(&LogFormat::Json) {
             info!(task = what, done, total, per_second = rate, seconds_left = left, "{message}");
         } else {
             let width = total.to_string().len();
-            info!("{what} {done:>width$}/{total} · {rate:.3} a second · {left:.0} s left · {message}");
+            let speed =
+                rate.zip(left).map(|(rate, left)| format!("{rate:.3} a second · {left:.0} s left · "));
+            info!("{what} {done:>width$}/{total} · {}{message}", speed.unwrap_or_default());
         }
     }
 

@@ -60,9 +60,7 @@ pub struct RunObserver<'a> {
     posterior: Option<&'a PosteriorMeasure>,
     record: Option<RunFile>,
     is_shown: bool,
-    /// Iterations done when this part of the run began.
-    first: u64,
-    /// From the first iteration on: a warm start is no part of its rate.
+    /// From the end of the first iteration on: neither that nor a warm start is part of its rate.
     progress: Option<Progress>,
     /// Of what comes before the first iteration: the warm start, then the pairs.
     before: Option<Progress>,
@@ -109,7 +107,7 @@ impl Observer for RunObserver<'_> {
 }
 
 impl<'a> RunObserver<'a> {
-    /// Watches a run that starts at iteration `first`; `record` on rank 0 only. A run that is not `is_shown`
+    /// Watches a run; `record` on rank 0 only. A run that is not `is_shown`
     /// says nothing.
     pub fn new(
         plan: &'a Plan,
@@ -117,7 +115,6 @@ impl<'a> RunObserver<'a> {
         networks: &'a Networks,
         yardsticks: Yardsticks<'a>,
         record: Option<RunFile>,
-        first: u64,
         is_shown: bool,
     ) -> Self {
         let is_shown = is_shown && world.is_root();
@@ -131,7 +128,6 @@ impl<'a> RunObserver<'a> {
             posterior: yardsticks.posterior,
             record,
             is_shown,
-            first,
             progress: None,
             before: None,
             sigma: output_sigma(&plan.file.method, is_tempered),
@@ -169,7 +165,7 @@ impl<'a> RunObserver<'a> {
     /// Shows what comes before the first iteration and may take minutes.
     fn show_before(&mut self, what: &'static str, (done, total): (u64, u64), state: impl FnOnce() -> String) {
         let is_shown = self.is_shown;
-        let shown = self.before.get_or_insert_with(|| Progress::new(what, done - 1, total, is_shown));
+        let shown = self.before.get_or_insert_with(|| Progress::new(what, done, total, is_shown));
         shown.set(done, state);
         if done == total
             && let Some(shown) = self.before.take()
@@ -197,9 +193,9 @@ impl<'a> RunObserver<'a> {
             *recent = if recent.is_nan() { value } else { 0.95 * *recent + 0.05 * value };
         }
         let [score_loss, sampler_loss] = self.recent;
-        let (first, total, is_shown) = (self.first, self.plan.file.train.iterations, self.is_shown);
+        let (total, is_shown) = (self.plan.file.train.iterations, self.is_shown);
         self.progress
-            .get_or_insert_with(|| Progress::new("train", first, total, is_shown))
+            .get_or_insert_with(|| Progress::new("train", row.iteration, total, is_shown))
             .set(row.iteration, || format!("score loss {score_loss:.4} · sampler loss {sampler_loss:.4}"));
         let Some(record) = &mut self.record else { return Ok(()) };
         record_iteration(record, row)?;

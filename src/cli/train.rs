@@ -76,7 +76,7 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
     let yardsticks =
         Yardsticks { images: measure.as_ref(), points: points.as_ref(), posterior: posterior.as_ref() };
     let first = state.iteration;
-    let mut observer = RunObserver::new(&plan, world, &networks, yardsticks, record, first, true);
+    let mut observer = RunObserver::new(&plan, world, &networks, yardsticks, record, true);
     observer.keep_best(&path);
     let checkpoints = path.join("checkpoints");
     let outcome = train(&plan, world, &networks, &mut state, &mut observer, &checkpoints, &stop);

@@ -17,8 +17,8 @@ mod regression;
 mod warm_start;
 
 pub use compare::{
-    AnnealedKernel, AnnealedSection, Budget, CompareFile, ComparePlan, CompareRunSection, CorrectedSection,
-    CorrectionKind, MethodEntry, PointScoreSection, Statistic, TargetEntry, Work,
+    AnnealedKernel, AnnealedSchedule, AnnealedSection, Budget, CompareFile, ComparePlan, CompareRunSection,
+    CorrectedSection, CorrectionKind, MethodEntry, PointScoreSection, Statistic, TargetEntry, Work,
 };
 pub use fit::{
     ContrastSection, EnergyFile, EnergyPlan, EnergySection, FeaturesFile, FeaturesPlan, FitSection,

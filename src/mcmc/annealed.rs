@@ -2,10 +2,11 @@
 
 use tch::{Device, Tensor};
 
+use crate::config::AnnealedSchedule;
 use crate::rng::Generator;
 use crate::target::Target;
 
-/// Unadjusted Langevin steps at geometrically falling noise levels, and one denoising step at the end.
+/// Unadjusted Langevin steps at falling noise levels, and one denoising step at the end.
 ///
 /// At level sigma the target is tempered by T = (sigma/sigma0)², and a step is x ← x + h·sigma0²·s_q(x) +
 /// sqrt(2h)·sigma·n: Langevin with step size h·sigma0² = h·sigma²/T for the tempered density. The denoising
@@ -14,9 +15,11 @@ use crate::target::Target;
 pub struct AnnealedLangevin {
     /// Number of Langevin steps, 1 or more.
     pub steps: u64,
+    /// How the levels fall.
+    pub schedule: AnnealedSchedule,
     /// Noise level of the first step.
     pub sigma_first: f64,
-    /// Noise level of the last step.
+    /// Noise level of the last step; of `Li2019`, that from which the temperature falls to zero.
     pub sigma_last: f64,
     /// Noise level of the density that the target models.
     pub sigma0: f64,
@@ -29,10 +32,26 @@ pub struct AnnealedLangevin {
 impl AnnealedLangevin {
     /// Noise level of step `step`, from 0.
     pub fn sigma(&self, step: u64) -> f64 {
-        if self.steps == 1 {
-            return self.sigma_last;
+        match self.schedule {
+            AnnealedSchedule::Geometric => self.geometric(step, self.steps),
+            AnnealedSchedule::Li2019 => {
+                let held = (self.steps * 5 + 13) / 27;
+                let falling = (self.steps * 20 + 13) / 27;
+                match step {
+                    step if step < held => self.sigma_first,
+                    step if step < held + falling => self.geometric(step - held, falling),
+                    // T is linear, and sigma = sigma0·sqrt(T).
+                    step => {
+                        self.sigma_last
+                            * (1.0 - along(step - held - falling, self.steps - held - falling)).sqrt()
+                    }
+                }
+            }
         }
-        let t = step as f64 / (self.steps - 1) as f64;
+    }
+
+    fn geometric(&self, step: u64, steps: u64) -> f64 {
+        let t = along(step, steps);
         (self.sigma_first.ln() * (1.0 - t) + self.sigma_last.ln() * t).exp()
     }
 
@@ -77,6 +96,11 @@ impl AnnealedLangevin {
     }
 }
 
+/// From 0 at the first of `steps` steps to 1 at the last; a single one is the last.
+fn along(step: u64, steps: u64) -> f64 {
+    if steps == 1 { 1.0 } else { step as f64 / (steps - 1) as f64 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,6 +116,7 @@ mod tests {
         let target = Gaussian::new(&[0.0], &[vec![4.0]], Kind::Float, Device::Cpu).unwrap();
         let chain = AnnealedLangevin {
             steps: 100,
+            schedule: AnnealedSchedule::Geometric,
             sigma_first: 1.0,
             sigma_last: 1.0,
             sigma0: 1.0,
@@ -111,6 +136,7 @@ mod tests {
     fn levels_fall_geometrically() {
         let chain = AnnealedLangevin {
             steps: 3,
+            schedule: AnnealedSchedule::Geometric,
             sigma_first: 4.0,
             sigma_last: 0.25,
             sigma0: 0.1,
@@ -119,6 +145,34 @@ mod tests {
         };
         for (step, expected) in [(0, 4.0), (1, 1.0), (2, 0.25)] {
             assert!((chain.sigma(step) - expected).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn the_published_schedule_holds_a_level_then_falls_and_then_cools_to_nothing() {
+        // Li, Chen and Sommer: T = 100 for 500 steps, geometric to 1 for 2,000, linear to 0 for 200; sigma = 0.1·sqrt(T).
+        let chain = AnnealedLangevin {
+            steps: 2700,
+            schedule: AnnealedSchedule::Li2019,
+            sigma_first: 1.0,
+            sigma_last: 0.1,
+            sigma0: 0.1,
+            step_size: 0.02,
+            start_mean: 0.5,
+        };
+        let temperature = |step| (chain.sigma(step) / 0.1).powi(2);
+        let expected =
+            [(0, 100.0), (499, 100.0), (500, 100.0), (1500, 100f64.powf(1.0 - 1000.0 / 1999.0)), (2499, 1.0)];
+        let cooling = [(2500, 1.0), (2600, 1.0 - 100.0 / 199.0), (2699, 0.0)];
+        for (step, expected) in expected.into_iter().chain(cooling) {
+            assert!((temperature(step) - expected).abs() < 1e-9, "step {step}: {}", temperature(step));
+        }
+        // Of few steps none is outside of the levels.
+        for steps in 1..30 {
+            let short = AnnealedLangevin { steps, ..chain };
+            let levels: Vec<f64> = (0..steps).map(|step| short.sigma(step)).collect();
+            assert!(levels.iter().all(|level| (0.0..=1.0).contains(level)), "{levels:?}");
+            assert!(levels.windows(2).all(|pair| pair[0] >= pair[1] - 1e-12), "{levels:?}");
         }
     }
 }

@@ -126,6 +126,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::config::AnnealedSchedule;
     use crate::rng::Stream;
     use crate::target::Gaussian;
 
@@ -137,6 +138,7 @@ mod tests {
     fn chains(sigma: f64, sigma0: f64, step_size: f64, leapfrog: Option<u64>) -> AnnealedMetropolis {
         let levels = AnnealedLangevin {
             steps: 60,
+            schedule: AnnealedSchedule::Geometric,
             sigma_first: sigma,
             sigma_last: sigma,
             sigma0,

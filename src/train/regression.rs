@@ -4,7 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::build::Networks;
 use super::warm_start::flow_from;
-use crate::config::RegressionSection;
+use crate::config::{AnnealedSchedule, RegressionSection};
 use crate::mcmc::AnnealedLangevin;
 use crate::model::Parameters;
 use crate::rng::{Generator, Shards, Stream};
@@ -44,6 +44,7 @@ impl Pairs {
             let [sigma_first, sigma_last] = section.langevin_sigma;
             let chain = AnnealedLangevin {
                 steps: section.langevin_steps,
+                schedule: AnnealedSchedule::Geometric,
                 sigma_first,
                 sigma_last,
                 sigma0: flow.sigma0,

@@ -116,6 +116,7 @@ impl Bench<'_> {
         let chain = |step_size: f64| {
             let levels = AnnealedLangevin {
                 steps,
+                schedule: section.schedule,
                 sigma_first: section.sigma[0],
                 sigma_last: section.sigma[1],
                 sigma0,

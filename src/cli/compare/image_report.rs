@@ -15,9 +15,7 @@ use super::results::ResultRow;
 use super::spread::{Group, groups, number};
 use super::trained::{SETTING as TRAINED, TIMED};
 use crate::cli::metrics::OF_IMAGES;
-use crate::config::{
-    AnnealedKernel, CompareFile, ComparePlan, EvaluateSection, Features, MethodEntry, TargetEntry, Work,
-};
+use crate::config::{CompareFile, ComparePlan, EvaluateSection, Features, MethodEntry, TargetEntry, Work};
 use crate::plot::{CostCurve, CostKind, costs, labelled_grids};
 
 /// Lengths of chains whose images are shown, where there are such.
@@ -119,7 +117,7 @@ pub fn legend(file: &CompareFile) -> String {
              results.json).",
         );
     }
-    let is_langevin = |method: &&MethodEntry| matches!(method.work(), Work::Annealed(section) if section.kernel == AnnealedKernel::Langevin);
+    let is_langevin = |method: &&MethodEntry| matches!(method.work(), Work::Annealed(section) if section.is_reference_of_energies());
     if let Some(method) = file.methods.iter().find(is_langevin) {
         text.push_str(&format!(
             " Energy W1 is the distance of the samples' energies to those of the longest chains of {} and other seeds, in standard \

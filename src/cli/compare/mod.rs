@@ -141,7 +141,9 @@ fn claim(directory: &Path, name: &str) -> Result<bool> {
 /// Does jobs until none is left unclaimed.
 fn work(session: &Session, bench: &Bench, directory: &Path, jobs: &[&Job], stop: &Arc<Stop>) -> Result<()> {
     let world = &session.world;
-    let mut progress = Progress::new("compare", 0, jobs.len() as u64, world.is_root());
+    // What an earlier command has done says nothing about how long the rest takes.
+    let before = finished(directory, bench.plan, jobs);
+    let mut progress = Progress::new("compare", before, jobs.len() as u64, world.is_root());
     // A signal may reach one rank only; its file tells the others.
     let stopped = directory.join("claims").join("stopped");
     for job in jobs {

@@ -56,14 +56,13 @@ impl Bench<'_> {
         let besides = format!("{} {best_of:?}", self.content(job.target)?);
         let directory = continue_or_start(home, &plan, &besides, &mut state)?;
         let record = start_record(home, world, &plan.to_toml(), state.iteration)?;
-        let first = state.iteration;
         let along = match (best_of, self.posterior(job)?) {
             (Some(_), Some(posterior)) => Some(posterior.measure_along()?),
             _ => None,
         };
         let images = looks.as_ref().map(|_| self.images(job)?.measure(world)).transpose()?;
         let yardsticks = Yardsticks { posterior: along.as_deref(), images, ..Yardsticks::default() };
-        let mut observer = RunObserver::new(&plan, world, &networks, yardsticks, Some(record), first, false);
+        let mut observer = RunObserver::new(&plan, world, &networks, yardsticks, Some(record), false);
         if looks.is_some() {
             observer.keep_best(home);
         }

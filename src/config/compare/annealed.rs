@@ -18,6 +18,24 @@ pub enum AnnealedKernel {
     Hmc,
 }
 
+/// How the noise level of an annealed chain falls over its steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AnnealedSchedule {
+    /// Geometrically from the first level to the last.
+    #[default]
+    Geometric,
+    /// That of Li, Chen and Sommer (2019): the first level for 5 of 27 steps, geometrically to the last for 20, and then the
+    /// temperature linearly to zero. Theirs are 2,700 steps of size 0.02, sigma from 1 to 0.1.
+    Li2019,
+}
+
+impl AnnealedSchedule {
+    fn is_geometric(&self) -> bool {
+        *self == AnnealedSchedule::Geometric
+    }
+}
+
 /// Annealed chains on a tempered energy: a row for each number of steps.
 ///
 /// Of the step sizes, each number of steps takes the one with the least Fréchet distance over `tuning_samples` chains with
@@ -31,8 +49,11 @@ pub struct AnnealedSection {
     pub steps: Vec<u64>,
     /// Step sizes to choose from, each a fraction of sigma² for the Langevin kinds and of sigma for leapfrog steps.
     pub step_sizes: Vec<f64>,
-    /// Noise levels of the first and the last step; geometric in between.
+    /// Noise levels of the first and the last step.
     pub sigma: [f64; 2],
+    /// How they fall in between. Chains that accept or reject have the geometric one: they have no temperature of zero.
+    #[serde(skip_serializing_if = "AnnealedSchedule::is_geometric")]
+    pub schedule: AnnealedSchedule,
     /// Leapfrog steps of `hmc` at each level.
     pub leapfrog_steps: u64,
     /// Chains that each step size is tried with.
@@ -46,6 +67,7 @@ impl Default for AnnealedSection {
             steps: vec![1, 2, 5, 10, 20, 50, 100, 200],
             step_sizes: vec![0.125, 0.25, 0.5, 0.75, 1.0],
             sigma: [3.0, 0.1],
+            schedule: AnnealedSchedule::Geometric,
             leapfrog_steps: 5,
             tuning_samples: 400,
         }
@@ -56,6 +78,12 @@ impl AnnealedSection {
     /// Leapfrog steps of a level, if it takes such steps.
     pub fn leapfrog(&self) -> Option<u64> {
         (self.kernel == AnnealedKernel::Hmc).then_some(self.leapfrog_steps)
+    }
+
+    /// Whether the energies of other samples may be compared with those of such chains: Langevin that ends at the temperature of
+    /// the energy itself.
+    pub fn is_reference_of_energies(&self) -> bool {
+        self.kernel == AnnealedKernel::Langevin && self.schedule.is_geometric()
     }
 
     pub(super) fn check(&self, key: &str) -> Result<(), ConfigError> {
@@ -71,6 +99,12 @@ impl AnnealedSection {
             ),
             (self.leapfrog_steps > 0, &key("leapfrog_steps"), &self.leapfrog_steps, "1 or more"),
             (self.tuning_samples >= 2, &key("tuning_samples"), &self.tuning_samples, "2 or more"),
+            (
+                self.schedule.is_geometric() || self.kernel == AnnealedKernel::Langevin,
+                &key("schedule"),
+                &"li2019",
+                "geometric for chains that accept or reject: this one ends at a temperature of zero",
+            ),
         ])?;
         require_falling(&key("sigma"), self.sigma)
     }

@@ -13,7 +13,7 @@ use super::network::TargetSection;
 use super::run::{ComputeSection, Reduction, require};
 use super::train::{EvaluateSection, Features, Plan, TrainFile};
 
-pub use annealed::{AnnealedKernel, AnnealedSection, CorrectedSection, CorrectionKind};
+pub use annealed::{AnnealedKernel, AnnealedSchedule, AnnealedSection, CorrectedSection, CorrectionKind};
 pub use method::{Budget, MethodEntry, Work};
 
 /// What a user writes for `dft compare`.
