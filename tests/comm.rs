@@ -4,7 +4,7 @@
 mod support;
 
 use std::process::exit;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dft::comm::{CommError, DeviceRequest, StartOptions, World};
 use support::{Finished, append_body, assert_all_passed, mpirun, run_body, run_within};
@@ -89,6 +89,36 @@ fn decisions_reach_every_rank() {
     for ranks in [1, 2, 3] {
         assert_all_passed(ranks, "body_control");
     }
+}
+
+#[test]
+#[ignore = "a body: runs under mpirun"]
+fn body_late() {
+    let world = world();
+    let all = world.collective();
+    all.barrier().unwrap();
+    if world.rank == 1 {
+        std::thread::sleep(Duration::from_secs(2));
+    }
+    let (started, before) = (Instant::now(), seconds_on_a_core());
+    all.barrier().unwrap();
+    let (waited, busy) = (started.elapsed().as_secs_f64(), seconds_on_a_core() - before);
+    if world.rank == 0 {
+        assert!(waited > 1.0, "it waited {waited} s");
+        // Spinning is busy all of the time.
+        assert!(busy < 0.25 * waited, "busy for {busy} s of the {waited} s that it waited");
+    }
+}
+
+/// Of this thread, as the kernel counts them.
+fn seconds_on_a_core() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    text.split_whitespace().next().unwrap().parse::<f64>().unwrap() * 1e-9
+}
+
+#[test]
+fn a_rank_that_waits_at_a_barrier_leaves_its_core_to_others() {
+    assert_all_passed(2, "body_late");
 }
 
 #[test]

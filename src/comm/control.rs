@@ -2,6 +2,8 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use mpi::collective::SystemOperation;
 use mpi::datatype::PartitionMut;
@@ -9,6 +11,25 @@ use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Root};
 
 use super::watch::{Watch, What};
+
+/// A rank that has waited for this long at a barrier is in no hurry: it sleeps between its looks.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+/// Between two looks.
+const NAP: Duration = Duration::from_millis(2);
+
+/// Returns once all ranks have called it. MPI's own barrier keeps a core busy for as long as it takes, which may be another rank's
+/// whole run.
+pub(super) fn barrier_of(world: &SimpleCommunicator) {
+    let started = Instant::now();
+    let mut request = world.immediate_barrier();
+    while let Err(unfinished) = request.test() {
+        request = unfinished;
+        if started.elapsed() > PATIENCE {
+            sleep(NAP);
+        }
+    }
+}
 
 /// Sent after each text, so that none of them is empty.
 const END: u8 = 0;
@@ -51,7 +72,7 @@ impl Control {
     pub(super) fn meet(&self, what: What) {
         if let Some(world) = self.others() {
             let _waiting = self.watch.enter(what);
-            world.barrier();
+            barrier_of(&world);
         }
     }
 

@@ -11,6 +11,7 @@ use mpi::topology::SimpleCommunicator;
 use mpi::traits::{Communicator, CommunicatorCollectives, Equivalence, Root};
 use tch::{Device, Kind, Tensor};
 
+use super::control::barrier_of;
 use super::memory::{elements, elements_mut};
 use super::watch::{Call, Watch, What};
 use super::{Collective, CommError, check_buffer, check_root};
@@ -120,7 +121,7 @@ impl Collective for Mpi {
 
     fn barrier(&self) -> Result<(), CommError> {
         let _waiting = self.watch.enter(What::Barrier);
-        self.world.barrier();
+        barrier_of(&self.world);
         Ok(())
     }
 }
