@@ -11,8 +11,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
-ranks=${RANKS:-$((gpus > 0 ? gpus : 2))}        # processes; with GPUs, one each
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)
+ranks=${RANKS:-$((gpus > 0 ? gpus : 2))}        # processes, one for a GPU; a number that divides 24
 energy_run=${ENERGY_RUN:-runs/mnist-energy-resnet}  # where the energy goes
 run=${RUN:-runs/mnist-resnet}                   # where the sampler goes
 fit=${FIT:-}                                    # options of dft fit-energy
@@ -21,22 +21,27 @@ evaluate=${EVALUATE:-}                          # options of dft evaluate
 energy=$energy_run/weights.safetensors
 
 dft() { launch/mpirun.sh "$ranks" "$@"; }
-begun_in() { [[ -n $(find "$1/checkpoints" -name '*.safetensors' -print -quit 2>/dev/null) ]]; }
+# A run that stopped before its first checkpoint starts again, with --resume as well.
+go_on_in() { if [[ -e $1/config.toml ]]; then echo --resume; fi; }
 
-((gpus > 0)) || echo "no NVIDIA GPU was found: at full size this takes days on CPUs; FIT and TRAIN can make it smaller" >&2
+((gpus > 0)) || echo "no NVIDIA GPU was found: at full size this is too much for CPUs; FIT and TRAIN can make it smaller" >&2
 launch/mpirun.sh 1 data mnist
 
-# shellcheck disable=SC2086 # options are words
-if ! [[ -e $energy ]]; then
-    resume=()
-    if begun_in "$energy_run"; then resume=(--resume); fi
-    dft fit-energy configs/mnist-energy-resnet.toml --run "$energy_run" $fit "${resume[@]}"
+# shellcheck disable=SC2046,SC2086 # options are words
+if [[ -e $energy ]]; then
+    echo "$energy is there already: left as it is (remove it, or set ENERGY_RUN, to fit anew)"
+else
+    dft fit-energy configs/mnist-energy-resnet.toml --run "$energy_run" $fit $(go_on_in "$energy_run")
 fi
-# shellcheck disable=SC2086
-if ! [[ -e $run/summary.json ]]; then
-    resume=()
-    if begun_in "$run"; then resume=(--resume); fi
-    dft train configs/mnist-resnet.toml --run "$run" --set target.file="$energy" $train "${resume[@]}"
+# shellcheck disable=SC2046,SC2086
+if [[ -e $run/summary.json ]]; then
+    grep -qF "\"$energy\"" "$run/config.toml" || {
+        echo "benchmarks/paper-size.sh: $run was trained on another energy than $energy; set RUN, or remove it" >&2
+        exit 1
+    }
+    echo "$run is a finished run: evaluating it again (remove it, or set RUN, to train anew)"
+else
+    dft train configs/mnist-resnet.toml --run "$run" --set target.file="$energy" $train $(go_on_in "$run")
 fi
 # shellcheck disable=SC2086
 dft evaluate "$run" $evaluate

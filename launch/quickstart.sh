@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l || true)
+gpus=$(nvidia-smi --list-gpus 2>/dev/null | grep -c '^GPU ' || true)
 ranks=${RANKS:-$((gpus == 1 ? 1 : 2))}    # processes; with GPUs, one each
 run=${RUN:-runs/mnist-quickstart}      # where everything goes
 config=${CONFIG:-configs/mnist.toml}

@@ -186,7 +186,7 @@ fn images_are_compared_by_their_distance_and_what_one_sample_costs() {
     assert_ne!(rows[2]["metrics"]["fd_lenet"]["value"], rows[1]["metrics"]["fd_lenet"]["value"]);
     assert!(path("run/digits/kl/seed-0/sampler-best.safetensors").exists());
 
-    // Energies beside those of the longest Langevin chains (but those that end at a temperature of zero), which with one seed have
+    // Energies beside those of the longest Langevin chains other than those that end at T = 0, which with one seed have
     // nothing to be compared with themselves:
     // both from their files, in standard deviations of the chains' and as areas between sorted values.
     let energies = |place: &str| -> Vec<f64> {
@@ -243,6 +243,12 @@ fn images_are_compared_by_their_distance_and_what_one_sample_costs() {
         .map(|(file, _)| file.strip_prefix(path("run/digits/langevin/seed-0")).unwrap().to_path_buf())
         .collect();
     assert_eq!(changed, [Path::new("rows.json"), Path::new("steps-3/rows.json")]);
+    // As many steps of the same size with the same random numbers, and another schedule.
+    assert_eq!(compare(&config.replace("schedule = \"li2019\", ", "")).code, 0);
+    let results = fs::read_to_string(path("run/results.json")).unwrap();
+    let again: Vec<Value> = serde_json::from_str(&results).unwrap();
+    assert_eq!((&again[7]["method"], &again[7]["setting"]), (&rows[7]["method"], &rows[7]["setting"]));
+    assert_ne!(again[7]["metrics"]["fd_lenet"]["value"], rows[7]["metrics"]["fd_lenet"]["value"]);
 }
 
 #[test]

@@ -75,6 +75,8 @@ impl Progress {
                 if let Ok(style) = style {
                     bar.set_style(style.progress_chars("━━─"));
                 }
+                // Its rate forgets the time until now, and the steps that it has been told of.
+                bar.set_position(done);
                 bar.reset_eta();
                 Display::Bar(bar)
             }
@@ -101,6 +103,17 @@ impl Progress {
                     let rate = Some(rate).filter(|rate| *rate > 0.0);
                     self.line(done, rate, &message());
                 }
+            }
+        }
+    }
+
+    /// So many of the steps took no time, because an earlier command did them: they are no part of the rate.
+    pub fn leave_out(&mut self, steps: u64) {
+        if steps > self.first {
+            self.first = steps;
+            if let Display::Bar(bar) = &self.display {
+                bar.set_position(steps);
+                bar.reset_eta();
             }
         }
     }

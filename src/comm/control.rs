@@ -12,11 +12,11 @@ use mpi::traits::{Communicator, CommunicatorCollectives, Root};
 
 use super::watch::{Watch, What};
 
-/// A rank that has waited for this long at a barrier is in no hurry: it sleeps between its looks.
-const PATIENCE: Duration = Duration::from_millis(10);
+/// After so long at a barrier a rank sleeps between its looks at the others.
+const SPIN_LIMIT: Duration = Duration::from_millis(10);
 
-/// Between two looks.
-const NAP: Duration = Duration::from_millis(2);
+/// Length of that sleep.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Returns once all ranks have called it. MPI's own barrier keeps a core busy for as long as it takes, which may be another rank's
 /// whole run.
@@ -25,8 +25,8 @@ pub(super) fn barrier_of(world: &SimpleCommunicator) {
     let mut request = world.immediate_barrier();
     while let Err(unfinished) = request.test() {
         request = unfinished;
-        if started.elapsed() > PATIENCE {
-            sleep(NAP);
+        if started.elapsed() > SPIN_LIMIT {
+            sleep(POLL_INTERVAL);
         }
     }
 }

@@ -223,6 +223,8 @@ impl World {
     /// # Errors
     /// If a collective fails.
     pub fn time_all_reduce(&self, buffer: &mut Tensor) -> Result<f64, CommError> {
+        // The second begins when all have left the first, so nobody sleeps in it.
+        self.collective().barrier()?;
         self.collective().barrier()?;
         let started = Instant::now();
         self.collective().all_reduce_sum(buffer)?;

@@ -10,7 +10,8 @@ use crate::target::Target;
 ///
 /// At level sigma the target is tempered by T = (sigma/sigma0)², and a step is x ← x + h·sigma0²·s_q(x) +
 /// sqrt(2h)·sigma·n: Langevin with step size h·sigma0² = h·sigma²/T for the tempered density. The denoising
-/// step is x + sigma0²·s_q(x), the posterior mean of clean data given x (Tweedie).
+/// step is x + sigma0²·s_q(x), the posterior mean of clean data given x (Tweedie) where x has noise of sigma0. A schedule that ends
+/// at T = 0, gradient descent, has taken most of that noise away before.
 #[derive(Debug, Clone, Copy)]
 pub struct AnnealedLangevin {
     /// Number of Langevin steps, 1 or more.
@@ -35,6 +36,7 @@ impl AnnealedLangevin {
         match self.schedule {
             AnnealedSchedule::Geometric => self.geometric(step, self.steps),
             AnnealedSchedule::Li2019 => {
+                // 500, 2,000 and 200 of 2,700, each to the nearest step.
                 let held = (self.steps * 5 + 13) / 27;
                 let falling = (self.steps * 20 + 13) / 27;
                 match step {

@@ -54,11 +54,11 @@ fn find_mpirun() -> Option<PathBuf> {
 ///
 /// Jobs that share one, as all of a user do by default, fail now and then when they start or end at the same moment: one
 /// finds the folder missing, another makes it, and the first calls that an error (1 of 300 jobs, four at a time). The
-/// folders stay, empty, for the next test binary; Cargo runs those one after the other.
+/// folders stay, empty.
 fn own_session_directory() -> PathBuf {
     static JOBS: AtomicUsize = AtomicUsize::new(0);
     let job = JOBS.fetch_add(1, Ordering::Relaxed);
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join("mpi").join(job.to_string())
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("mpi").join(format!("{}-{job}", std::process::id()))
 }
 
 /// The options above are Open MPI's; other launchers need and know none of them.

@@ -15,8 +15,8 @@ use crate::cli::energies::{METRIC, energy_score};
 use crate::config::{ComparePlan, TargetEntry, Work};
 use crate::plot::energy_histograms;
 
-/// The annealed chains that the others are compared with: the longest of Langevin that end at the energy's own temperature. Their own errors, of the step size and of too few
-/// steps, are in the comparison too.
+/// The annealed chains that the others are compared with: the longest Langevin chains that end at the energy's own temperature. Their
+/// errors, of the step size and of too few steps, are in the comparison too.
 struct Longest<'p> {
     method: &'p str,
     setting: String,
@@ -28,7 +28,7 @@ impl<'p> Longest<'p> {
             plan.file.methods.iter().filter(|method| method.runs_on(target)).filter_map(|method| {
                 let Work::Annealed(section) = method.work() else { return None };
                 let steps = *section.steps.iter().max()?;
-                section.is_reference_of_energies().then_some((steps, method.name.as_str()))
+                section.is_energy_reference().then_some((steps, method.name.as_str()))
             });
         annealed
             .max_by_key(|(steps, _)| *steps)

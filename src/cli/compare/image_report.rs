@@ -112,13 +112,13 @@ pub fn legend(file: &CompareFile) -> String {
     );
     if file.methods.iter().any(|method| matches!(method.work(), Work::Annealed(_))) {
         text.push_str(
-            " Annealed chains have, for each number of steps, the step size h of a list with the least distance to the same \
+            " Annealed chains with several step sizes have, for each number of steps, the one with the least distance to the same \
              reference, over other chains; that favours them. What it took is left out here (`tuning_evaluations` in \
              results.json).",
         );
     }
-    let is_langevin = |method: &&MethodEntry| matches!(method.work(), Work::Annealed(section) if section.is_reference_of_energies());
-    if let Some(method) = file.methods.iter().find(is_langevin) {
+    let is_reference = |method: &&MethodEntry| matches!(method.work(), Work::Annealed(section) if section.is_energy_reference());
+    if let Some(method) = file.methods.iter().find(is_reference) {
         text.push_str(&format!(
             " Energy W1 is the distance of the samples' energies to those of the longest chains of {} and other seeds, in standard \
              deviations of theirs: what those chains have themselves is as near as can be told. Real images are beside it for \

@@ -21,7 +21,7 @@ mod trained;
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -125,6 +125,8 @@ fn make_references(
             bench.posterior(job).map_err(|error| anyhow!("{error:#}"))?;
         }
     }
+    // Reference draws take long, and at a barrier ranks wait without keeping their cores busy.
+    session.world.collective().barrier()?;
     Ok(!session.world.any(stop.load(Ordering::Relaxed)))
 }
 
@@ -141,9 +143,7 @@ fn claim(directory: &Path, name: &str) -> Result<bool> {
 /// Does jobs until none is left unclaimed.
 fn work(session: &Session, bench: &Bench, directory: &Path, jobs: &[&Job], stop: &Arc<Stop>) -> Result<()> {
     let world = &session.world;
-    // What an earlier command has done says nothing about how long the rest takes.
-    let before = finished(directory, bench.plan, jobs);
-    let mut progress = Progress::new("compare", before, jobs.len() as u64, world.is_root());
+    let mut progress = Progress::new("compare", 0, jobs.len() as u64, world.is_root());
     // A signal may reach one rank only; its file tells the others.
     let stopped = directory.join("claims").join("stopped");
     for job in jobs {
@@ -158,18 +158,35 @@ fn work(session: &Session, bench: &Bench, directory: &Path, jobs: &[&Job], stop:
         // What fails here fails on this rank alone, whatever it means where all ranks train together.
         let rows = bench.run(job, &home, directory, stop).map_err(|error| anyhow!("{error:#}"))?;
         if let Some(rows) = rows {
+            let mark = if rows.is_fresh() { MADE } else { FOUND };
+            mark_job(directory, job, bench.plan, mark)?;
             for row in rows.iter().filter(|_| rows.is_fresh()) {
                 info!("{}", row.line());
             }
         }
-        let done = finished(directory, bench.plan, jobs);
-        progress.set(done, || job.slug(bench.plan));
+        // Of all ranks.
+        let [made, found] = [MADE, FOUND].map(|mark| marked(directory, jobs, bench.plan, mark));
+        progress.leave_out(found);
+        progress.set(made + found, || job.slug(bench.plan));
     }
     progress.finish();
     Ok(session.world.collective().barrier()?)
 }
 
-/// How many of the jobs have a result.
-fn finished(directory: &Path, plan: &ComparePlan, jobs: &[&Job]) -> u64 {
-    jobs.iter().filter(|job| directory.join(job.slug(plan)).join(results::FILE).exists()).count() as u64
+/// Marks of jobs that are done: this command made the result, or found that of an earlier one.
+const MADE: &str = "made";
+const FOUND: &str = "found";
+
+fn mark_of(directory: &Path, job: &Job, plan: &ComparePlan, mark: &str) -> PathBuf {
+    directory.join("claims").join(format!("{}+{mark}", job.slug(plan).replace('/', "+")))
+}
+
+fn mark_job(directory: &Path, job: &Job, plan: &ComparePlan, mark: &str) -> Result<()> {
+    let path = mark_of(directory, job, plan, mark);
+    fs::write(&path, "").with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// How many of the jobs have this mark.
+fn marked(directory: &Path, jobs: &[&Job], plan: &ComparePlan, mark: &str) -> u64 {
+    jobs.iter().filter(|job| mark_of(directory, job, plan, mark).exists()).count() as u64
 }

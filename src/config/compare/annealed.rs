@@ -80,9 +80,9 @@ impl AnnealedSection {
         (self.kernel == AnnealedKernel::Hmc).then_some(self.leapfrog_steps)
     }
 
-    /// Whether the energies of other samples may be compared with those of such chains: Langevin that ends at the temperature of
-    /// the energy itself.
-    pub fn is_reference_of_energies(&self) -> bool {
+    /// Whether the energies of other samples may be compared with those of such chains: unadjusted Langevin whose last level is the
+    /// last `sigma`, and not a temperature of zero.
+    pub fn is_energy_reference(&self) -> bool {
         self.kernel == AnnealedKernel::Langevin && self.schedule.is_geometric()
     }
 
@@ -102,7 +102,7 @@ impl AnnealedSection {
             (
                 self.schedule.is_geometric() || self.kernel == AnnealedKernel::Langevin,
                 &key("schedule"),
-                &"li2019",
+                &format!("{:?}", self.schedule).to_lowercase(),
                 "geometric for chains that accept or reject: this one ends at a temperature of zero",
             ),
         ])?;
