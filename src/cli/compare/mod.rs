@@ -154,6 +154,7 @@ fn work(session: &Session, bench: &Bench, directory: &Path, jobs: &[&Job], stop:
         if !claim(directory, &job.slug(bench.plan).replace('/', "+"))? {
             continue;
         }
+        show_progress(&mut progress, bench, directory, jobs, || format!("{} begins", job.slug(bench.plan)));
         let home = directory.join(job.slug(bench.plan));
         // What fails here fails on this rank alone, whatever it means where all ranks train together.
         let rows = bench.run(job, &home, directory, stop).map_err(|error| anyhow!("{error:#}"))?;
@@ -164,13 +165,23 @@ fn work(session: &Session, bench: &Bench, directory: &Path, jobs: &[&Job], stop:
                 info!("{}", row.line());
             }
         }
-        // Of all ranks.
-        let [made, found] = [MADE, FOUND].map(|mark| marked(directory, jobs, bench.plan, mark));
-        progress.leave_out(found);
-        progress.set(made + found, || job.slug(bench.plan));
+        show_progress(&mut progress, bench, directory, jobs, || job.slug(bench.plan));
     }
     progress.finish();
     Ok(session.world.collective().barrier()?)
+}
+
+/// Shows how many jobs all ranks together have done.
+fn show_progress(
+    progress: &mut Progress,
+    bench: &Bench,
+    directory: &Path,
+    jobs: &[&Job],
+    message: impl FnOnce() -> String,
+) {
+    let [made, found] = [MADE, FOUND].map(|mark| marked(directory, jobs, bench.plan, mark));
+    progress.leave_out(found);
+    progress.set(made + found, message);
 }
 
 /// Marks of jobs that are done: this command made the result, or found that of an earlier one.
