@@ -108,12 +108,14 @@ pub(super) fn abort_job(code: i32) -> ! {
     std::process::exit(code)
 }
 
-/// `requested`, or this rank's part of the cores it may run on: at least one.
+/// `requested`, or what `OMP_NUM_THREADS` says, or this rank's part of the cores it may run on: at least one.
 ///
+/// OpenMP's variable may hold a list for nested regions, of which the first counts; what is no number is taken as not set.
 /// `available_parallelism` respects affinity masks and cgroup quotas. A launcher that binds ranks
 /// to single cores leaves one, hence `--bind-to none` in everything we ship.
-pub(super) fn threads(requested: Option<usize>, local_size: usize) -> usize {
-    requested.unwrap_or_else(|| cores() / local_size).max(1)
+pub(super) fn threads(requested: Option<usize>, openmp: Option<&str>, local_size: usize) -> usize {
+    let of_openmp = || openmp?.split(',').next()?.trim().parse().ok();
+    requested.or_else(of_openmp).unwrap_or_else(|| cores() / local_size).max(1)
 }
 
 /// Cores this process may run on.
@@ -187,9 +189,18 @@ mod tests {
 
     #[test]
     fn threads_divide_the_cores_and_are_never_zero() {
-        assert_eq!(threads(Some(5), 3), 5);
-        assert_eq!(threads(Some(0), 3), 1);
-        assert_eq!(threads(None, 1), cores());
-        assert_eq!(threads(None, 10_000_000), 1);
+        assert_eq!(threads(Some(5), None, 3), 5);
+        assert_eq!(threads(Some(0), None, 3), 1);
+        assert_eq!(threads(None, None, 1), cores());
+        assert_eq!(threads(None, None, 10_000_000), 1);
+    }
+
+    #[test]
+    fn threads_are_those_of_openmp_where_none_are_requested() {
+        assert_eq!(threads(None, Some("7"), 1), 7);
+        assert_eq!(threads(None, Some(" 3,2"), 1), 3);
+        assert_eq!(threads(Some(5), Some("7"), 1), 5);
+        assert_eq!(threads(None, Some("0"), 1), 1);
+        assert_eq!(threads(None, Some("many"), 1), cores());
     }
 }

@@ -90,8 +90,8 @@ impl World {
     ///
     /// In order: MPI, the panic hook, rank and local rank, the watchdog, thread counts, the device, the backend,
     /// and a first collective that is checked. To be called once, before the first tensor
-    /// operation: thread counts and CUDA can not be changed after it. `threads` defaults to this
-    /// host's cores divided over its ranks.
+    /// operation: thread counts and CUDA can not be changed after it. `threads` defaults to
+    /// `OMP_NUM_THREADS`, and without it to this host's cores divided over its ranks.
     ///
     /// A process without a launcher never touches MPI and keeps Rust's ordinary panics.
     ///
@@ -154,7 +154,8 @@ impl World {
     ) -> Result<World, CommError> {
         let Control { rank, size, host, .. } = &control;
         let (rank, size, host) = (*rank, *size, host.clone());
-        let threads = launch::threads(threads, local_size);
+        let openmp = std::env::var("OMP_NUM_THREADS").ok();
+        let threads = launch::threads(threads, openmp.as_deref(), local_size);
         launch::set_threads(threads);
         let (device, device_reason, is_shared) =
             choose_device(&control, request, local_rank, options.share_gpus)?;

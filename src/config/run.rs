@@ -75,8 +75,8 @@ impl RunSection {
 pub struct ComputeSection {
     /// Where to compute.
     pub device: DeviceRequest,
-    /// Threads of a rank. If not given: cores over local ranks, and 1 where the reduction is exact, since the bits of
-    /// a sum depend on how many threads share it.
+    /// Threads of a rank. If not given: 1 where the reduction is exact, since the bits of a sum depend on how many threads
+    /// share it; else the variable `OMP_NUM_THREADS`, or cores over local ranks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub threads: Option<usize>,
     /// How shards are added up.
