@@ -10,8 +10,11 @@ use tracing_subscriber::EnvFilter;
 
 use super::arguments::LogFormat;
 
-/// Seconds between log lines of progress where there is no terminal.
+/// Time between log lines of progress where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// The same of a job of a comparison, of which every rank has one.
+const JOB_LINE_EVERY: Duration = Duration::from_secs(30);
 
 /// The format that this process logs in; set once, by [`start_log`].
 static FORMAT: OnceLock<LogFormat> = OnceLock::new();
@@ -46,10 +49,11 @@ pub fn start_log(format: LogFormat) {
 /// Progress of one long piece of work: a bar on a terminal, a line every few seconds elsewhere. Silent on
 /// all ranks but one.
 pub struct Progress {
-    what: &'static str,
+    what: String,
     total: u64,
     display: Display,
     started: Instant,
+    line_every: Duration,
     last_line: Option<Instant>,
     first: u64,
 }
@@ -62,7 +66,8 @@ enum Display {
 
 impl Progress {
     /// Starts at `done` of `total` steps. `is_shown` on one rank only.
-    pub fn new(what: &'static str, done: u64, total: u64, is_shown: bool) -> Self {
+    pub fn new(what: impl Into<String>, done: u64, total: u64, is_shown: bool) -> Self {
+        let what = what.into();
         let is_for_people = FORMAT.get() == Some(&LogFormat::Text) && io::stderr().is_terminal();
         let display = match (is_shown, is_for_people) {
             (false, _) => Display::Silent,
@@ -71,7 +76,7 @@ impl Progress {
                 let style = ProgressStyle::with_template(
                     "{prefix} {wide_bar:.cyan/dim} {pos}/{len} · {per_sec} · {eta} left · {msg}",
                 );
-                let bar = BARS.add(ProgressBar::new(total)).with_prefix(what).with_position(done);
+                let bar = BARS.add(ProgressBar::new(total)).with_prefix(what.clone()).with_position(done);
                 if let Ok(style) = style {
                     bar.set_style(style.progress_chars("━━─"));
                 }
@@ -81,7 +86,15 @@ impl Progress {
                 Display::Bar(bar)
             }
         };
-        Progress { what, total, display, started: Instant::now(), last_line: None, first: done }
+        let (started, line_every, last_line) = (Instant::now(), LINE_EVERY, None);
+        Progress { what, total, display, started, line_every, last_line, first: done }
+    }
+
+    /// Progress of one job of many, on the rank that does it: of one that takes less than half a minute there are no lines,
+    /// and the last step, which the result follows, has none of its own.
+    pub fn of_job(what: impl Into<String>, done: u64, total: u64) -> Self {
+        let last_line = Some(Instant::now());
+        Progress { line_every: JOB_LINE_EVERY, last_line, ..Self::new(what, done, total, true) }
     }
 
     /// Shows that `done` steps are done; `message` is made only when it is shown.
@@ -94,8 +107,9 @@ impl Progress {
             }
             Display::Lines => {
                 let now = Instant::now();
-                let is_due = self.last_line.is_none_or(|last| now - last >= LINE_EVERY);
-                if is_due || done == self.total {
+                let is_due = self.last_line.is_none_or(|last| now - last >= self.line_every);
+                let is_last = done == self.total && self.line_every == LINE_EVERY;
+                if is_due || is_last {
                     self.last_line = Some(now);
                     let seconds = (now - self.started).as_secs_f64();
                     let rate = done.saturating_sub(self.first) as f64 / seconds.max(1e-9);
@@ -119,7 +133,7 @@ impl Progress {
     }
 
     fn line(&self, done: u64, rate: Option<f64>, message: &str) {
-        let (what, total) = (self.what, self.total);
+        let (what, total) = (self.what.as_str(), self.total);
         let left = rate.map(|rate| (total - done) as f64 / rate);
         if FORMAT.get() == Some(&LogFormat::Json) {
             info!(task = what, done, total, per_second = rate, seconds_left = left, "{message}");

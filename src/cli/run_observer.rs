@@ -50,6 +50,29 @@ pub struct Yardsticks<'a> {
     pub posterior: Option<&'a PosteriorMeasure>,
 }
 
+/// How much of a run is shown.
+pub enum Shown {
+    /// Everything, by the rank that this is true on.
+    Run(bool),
+    /// Of a job of a comparison: how far it is.
+    Job(String),
+}
+
+impl Shown {
+    /// Starts to show a part of the run.
+    fn progress(&self, what: &'static str, done: u64, total: u64) -> Progress {
+        match self {
+            Shown::Run(is_here) => Progress::new(what, done, total, *is_here),
+            Shown::Job(job) => Progress::of_job(format!("{job} · {what}"), done, total),
+        }
+    }
+
+    /// Whether there are lines besides.
+    fn is_whole(&self) -> bool {
+        matches!(self, Shown::Run(true))
+    }
+}
+
 /// Shows, records and scores a run.
 pub struct RunObserver<'a> {
     plan: &'a Plan,
@@ -59,7 +82,7 @@ pub struct RunObserver<'a> {
     points: Option<&'a PointReference<'a>>,
     posterior: Option<&'a PosteriorMeasure>,
     record: Option<RunFile>,
-    is_shown: bool,
+    shown: Shown,
     /// From the end of the first iteration on: neither that nor a warm start is part of its rate.
     progress: Option<Progress>,
     /// Of what comes before the first iteration: the warm start, then the pairs.
@@ -87,7 +110,7 @@ impl Observer for RunObserver<'_> {
                 Ok(())
             }
             Event::Warmup(done, total, loss) => {
-                if *done == *total && self.is_shown {
+                if *done == *total && self.shown.is_whole() {
                     info!("score network warmed up: {total} updates, loss {loss:.3}");
                 }
                 Ok(())
@@ -107,17 +130,15 @@ impl Observer for RunObserver<'_> {
 }
 
 impl<'a> RunObserver<'a> {
-    /// Watches a run; `record` on rank 0 only. A run that is not `is_shown`
-    /// says nothing.
+    /// Watches a run; `record` on rank 0 only.
     pub fn new(
         plan: &'a Plan,
         world: &'a World,
         networks: &'a Networks,
         yardsticks: Yardsticks<'a>,
         record: Option<RunFile>,
-        is_shown: bool,
+        shown: Shown,
     ) -> Self {
-        let is_shown = is_shown && world.is_root();
         let is_tempered = networks.target.tempered_from().is_some();
         RunObserver {
             plan,
@@ -127,7 +148,7 @@ impl<'a> RunObserver<'a> {
             points: yardsticks.points,
             posterior: yardsticks.posterior,
             record,
-            is_shown,
+            shown,
             progress: None,
             before: None,
             sigma: output_sigma(&plan.file.method, is_tempered),
@@ -164,8 +185,7 @@ impl<'a> RunObserver<'a> {
 
     /// Shows what comes before the first iteration and may take minutes.
     fn show_before(&mut self, what: &'static str, (done, total): (u64, u64), state: impl FnOnce() -> String) {
-        let is_shown = self.is_shown;
-        let shown = self.before.get_or_insert_with(|| Progress::new(what, done, total, is_shown));
+        let shown = self.before.get_or_insert_with(|| self.shown.progress(what, done, total));
         shown.set(done, state);
         if done == total
             && let Some(shown) = self.before.take()
@@ -177,7 +197,7 @@ impl<'a> RunObserver<'a> {
     /// Shows the warm start.
     fn warm_start(&mut self, done: u64, total: u64, loss: f64) {
         self.show_before("warm start", (done, total), || format!("squared distance {loss:.3}"));
-        if done == total && self.is_shown {
+        if done == total && self.shown.is_whole() {
             info!("the sampler starts at a squared distance of {loss:.3} from the ends of the chains");
         }
     }
@@ -193,9 +213,9 @@ impl<'a> RunObserver<'a> {
             *recent = if recent.is_nan() { value } else { 0.95 * *recent + 0.05 * value };
         }
         let [score_loss, sampler_loss] = self.recent;
-        let (total, is_shown) = (self.plan.file.train.iterations, self.is_shown);
+        let total = self.plan.file.train.iterations;
         self.progress
-            .get_or_insert_with(|| Progress::new("train", row.iteration, total, is_shown))
+            .get_or_insert_with(|| self.shown.progress("train", row.iteration, total))
             .set(row.iteration, || format!("score loss {score_loss:.4} · sampler loss {sampler_loss:.4}"));
         let Some(record) = &mut self.record else { return Ok(()) };
         record_iteration(record, row)?;
@@ -247,7 +267,7 @@ impl<'a> RunObserver<'a> {
     /// Scores the averaged sampler on all ranks and records the result.
     fn evaluate(&mut self, state: &State) -> Result<()> {
         let Scored { images, shown } = self.score(state)?;
-        if self.is_shown && !self.metrics.is_empty() {
+        if self.shown.is_whole() && !self.metrics.is_empty() {
             let values = self.metrics.iter().filter(|(name, _)| is_headline(name));
             let values: Vec<String> =
                 values.map(|(name, score)| format!("{name} {}", score.beside_floor())).collect();
@@ -315,7 +335,7 @@ impl<'a> RunObserver<'a> {
         };
         summary.write(&directory.file("summary.json"))?;
         record.remove_backup()?;
-        if !self.is_shown {
+        if !self.shown.is_whole() {
             return Ok(());
         }
         info!(

@@ -14,7 +14,7 @@ use super::posterior::PosteriorMeasure;
 use super::reference;
 use super::rehearse;
 use super::run_directory;
-use super::run_observer::{RunObserver, Yardsticks};
+use super::run_observer::{RunObserver, Shown, Yardsticks};
 use super::run_record::{device_name, start_record, target_name};
 use super::session::{Exit, STOPPED, Session};
 use super::signals::watch_signals;
@@ -76,7 +76,8 @@ pub fn run(arguments: &Train) -> Result<(), Exit> {
     let yardsticks =
         Yardsticks { images: measure.as_ref(), points: points.as_ref(), posterior: posterior.as_ref() };
     let first = state.iteration;
-    let mut observer = RunObserver::new(&plan, world, &networks, yardsticks, record, true);
+    let mut observer =
+        RunObserver::new(&plan, world, &networks, yardsticks, record, Shown::Run(world.is_root()));
     observer.keep_best(&path);
     let checkpoints = path.join("checkpoints");
     let outcome = train(&plan, world, &networks, &mut state, &mut observer, &checkpoints, &stop);

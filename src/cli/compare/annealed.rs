@@ -1,5 +1,6 @@
 //! Annealed chains of a comparison: a row for each number of steps.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -9,6 +10,7 @@ use tch::{Device, Tensor};
 use super::bench::Bench;
 use super::job::Job;
 use super::results::{ResultRow, Rows, key_of};
+use crate::cli::progress::Progress;
 use crate::config::{AnnealedKernel, AnnealedSection};
 use crate::mcmc::{AnnealedLangevin, AnnealedMetropolis};
 use crate::rng::{Generator, Stream};
@@ -60,6 +62,31 @@ impl Chain {
     }
 }
 
+/// How far the chains of a job are, in steps of one chain.
+struct Walked {
+    progress: Progress,
+    steps: u64,
+    found: u64,
+}
+
+impl Walked {
+    fn new(job: String, total: u64) -> Self {
+        Walked { progress: Progress::of_job(job, 0, total), steps: 0, found: 0 }
+    }
+
+    fn add(&mut self, steps: u64, message: impl FnOnce() -> String) {
+        self.steps += steps;
+        self.progress.set(self.steps, message);
+    }
+
+    /// An earlier command walked these.
+    fn leave_out(&mut self, steps: u64) {
+        self.steps += steps;
+        self.found += steps;
+        self.progress.leave_out(self.found);
+    }
+}
+
 impl Bench<'_> {
     /// Runs chains of every length, or finds that they have run; `None` if it was stopped.
     pub(super) fn anneal(
@@ -73,15 +100,22 @@ impl Bench<'_> {
         if let Some(rows) = Rows::read(home, &key) {
             return Ok(Some(rows));
         }
+        let chains = self.plan.file.score.samples + section.tuning_chains();
+        let total = section.steps.iter().map(|steps| steps * chains as u64).sum();
+        let walked = RefCell::new(Walked::new(job.slug(self.plan), total));
         let mut rows = Vec::new();
         for &steps in &section.steps {
             // Each length is kept by itself: another one in the list leaves those that are done.
             let one = AnnealedSection { steps: vec![steps], ..section.clone() };
             let (key, own_home) = (self.annealed_key(job, &one)?, steps_home(home, &steps_setting(steps)));
             let found = match Rows::read(&own_home, &key) {
-                Some(found) => found,
+                Some(found) => {
+                    walked.borrow_mut().leave_out(steps * chains as u64);
+                    found
+                }
                 None => {
-                    let Some(row) = self.annealed_row(job, section, steps, &own_home, stop)? else {
+                    let Some(row) = self.annealed_row(job, section, steps, &own_home, (&walked, stop))?
+                    else {
                         return Ok(None);
                     };
                     std::fs::create_dir_all(&own_home)?;
@@ -90,6 +124,7 @@ impl Bench<'_> {
             };
             rows.extend(found.iter().cloned());
         }
+        walked.into_inner().progress.finish();
         Rows::keep(home, key, rows).map(Some)
     }
 
@@ -108,7 +143,7 @@ impl Bench<'_> {
         section: &AnnealedSection,
         steps: u64,
         home: &Path,
-        stop: &Stop,
+        (walked, stop): (&RefCell<Walked>, &Stop),
     ) -> Result<Option<ResultRow>> {
         let images = self.images(job)?;
         let target = images.target.at_level();
@@ -135,13 +170,15 @@ impl Bench<'_> {
                 return (Tensor::zeros(shape, (tch::Kind::Float, self.world.device)), None);
             }
             let mut generator = Generator::new(job.seed, Stream::Chains, steps + purpose, chunk);
-            chain.run(target.target(), &mut generator, rows, self.world.device)
+            let drawn = chain.run(target.target(), &mut generator, rows, self.world.device);
+            walked.borrow_mut().add(steps * rows as u64, || steps_setting(steps));
+            drawn
         };
 
         let measure = images.measure(self.world)?;
         let mut best: Option<(f64, f64)> = None;
         for &step_size in &section.step_sizes {
-            if section.step_sizes.len() == 1 {
+            if section.tuning_chains() == 0 {
                 best = Some((0.0, step_size));
                 break;
             }

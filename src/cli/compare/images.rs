@@ -61,7 +61,7 @@ impl ImageTarget {
         let inputs = inputs.context("the plan has checked that there are features")?;
         for method in plan.file.methods.iter().filter(|method| method.runs_on(entry)) {
             let Work::Annealed(annealed) = method.work() else { continue };
-            if annealed.step_sizes.len() > 1 {
+            if annealed.tuning_chains() > 0 {
                 let key = format!("method {:?}: annealed.tuning_samples", method.name);
                 inputs.require_enough(&key, annealed.tuning_samples)?;
             }

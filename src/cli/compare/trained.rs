@@ -14,7 +14,7 @@ use super::results::{ResultRow, Rows, key_of};
 use crate::cli::evaluate::timed;
 use crate::cli::metrics::{draw_points, draw_samples, output_sigma};
 use crate::cli::run_directory::{BEST_SAMPLER, RunDirectory};
-use crate::cli::run_observer::{RunObserver, Yardsticks};
+use crate::cli::run_observer::{RunObserver, Shown, Yardsticks};
 use crate::cli::run_record::start_record;
 use crate::cli::summary::Score;
 use crate::config::{CheckpointSection, ComputeSection, EvaluateSection, Plan, TrainFile, load};
@@ -62,7 +62,8 @@ impl Bench<'_> {
         };
         let images = looks.as_ref().map(|_| self.images(job)?.measure(world)).transpose()?;
         let yardsticks = Yardsticks { posterior: along.as_deref(), images, ..Yardsticks::default() };
-        let mut observer = RunObserver::new(&plan, world, &networks, yardsticks, Some(record), false);
+        let shown = Shown::Job(job.slug(self.plan));
+        let mut observer = RunObserver::new(&plan, world, &networks, yardsticks, Some(record), shown);
         if looks.is_some() {
             observer.keep_best(home);
         }

@@ -80,6 +80,11 @@ impl AnnealedSection {
         (self.kernel == AnnealedKernel::Hmc).then_some(self.leapfrog_steps)
     }
 
+    /// Chains of each length that step sizes are chosen with: none where there is but one.
+    pub fn tuning_chains(&self) -> usize {
+        if self.step_sizes.len() > 1 { self.step_sizes.len() * self.tuning_samples } else { 0 }
+    }
+
     /// Whether the energies of other samples may be compared with those of such chains: unadjusted Langevin whose last level is the
     /// last `sigma`, and not a temperature of zero.
     pub fn is_energy_reference(&self) -> bool {
