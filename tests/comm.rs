@@ -283,10 +283,19 @@ fn body_start_on_auto() {
 
 #[test]
 fn threads_default_to_a_share_of_the_cores() {
-    let job = run_body(2, "body_threads", &[]);
+    let mut command = mpirun(2);
+    command.args(["env", "-u", "OMP_NUM_THREADS"]);
+    append_body(&mut command, "body_threads");
+    let job = run_within(command, Duration::from_secs(60));
     let cores = std::thread::available_parallelism().unwrap().get();
     let share = format!("{} threads", (cores / 2).max(1));
     assert_eq!(count(&job, &share), 2, "{}", job.output);
+}
+
+#[test]
+fn threads_are_as_many_as_openmp_is_told_where_none_are_requested() {
+    let job = run_body(2, "body_threads", &[("OMP_NUM_THREADS", "3")]);
+    assert_eq!(count(&job, "3 threads"), 2, "{}", job.output);
 }
 
 #[test]

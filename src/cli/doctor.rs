@@ -124,7 +124,7 @@ fn notes(rows: &[Row]) -> Vec<String> {
         if threads > row.cores && row.cores > 1 && row.threads > 1 {
             let (host, cores) = (&row.host, row.cores);
             notes.push(format!(
-                "{threads} threads for {cores} cores on {host}: that is slow; lower compute.threads"
+                "{threads} threads for {cores} cores on {host}: that is slow; lower compute.threads or OMP_NUM_THREADS"
             ));
         }
     }

@@ -46,8 +46,8 @@ pub fn start_log(format: LogFormat) {
     }
 }
 
-/// Progress of one long piece of work: a bar on a terminal, a line every few seconds elsewhere. Silent on
-/// all ranks but one.
+/// Progress of one long piece of work: a bar on a terminal, a line every few seconds elsewhere. What all ranks work at is
+/// shown by one of them.
 pub struct Progress {
     what: String,
     total: u64,
@@ -65,7 +65,7 @@ enum Display {
 }
 
 impl Progress {
-    /// Starts at `done` of `total` steps. `is_shown` on one rank only.
+    /// Starts at `done` of `total` steps. Of what all ranks work at, `is_shown` on one only.
     pub fn new(what: impl Into<String>, done: u64, total: u64, is_shown: bool) -> Self {
         let what = what.into();
         let is_for_people = FORMAT.get() == Some(&LogFormat::Text) && io::stderr().is_terminal();
@@ -121,12 +121,12 @@ impl Progress {
         }
     }
 
-    /// So many of the steps took no time, because an earlier command did them: they are no part of the rate.
-    pub fn leave_out(&mut self, steps: u64) {
+    /// Of `done` steps so many took no time, because an earlier command did them: they are no part of the rate.
+    pub fn leave_out(&mut self, steps: u64, done: u64) {
         if steps > self.first {
             self.first = steps;
             if let Display::Bar(bar) = &self.display {
-                bar.set_position(steps);
+                bar.set_position(done);
                 bar.reset_eta();
             }
         }

@@ -96,14 +96,16 @@ pub struct Running {
 }
 
 impl Running {
-    /// Starts a command, whose ranks have one thread unless their configuration says otherwise: tests run side by side, and
+    /// Starts a command, whose ranks have one thread unless it or their configuration says otherwise: tests run side by side, and
     /// OpenMP's threads that wait for each other on fewer cores than they are can take a hundred times as long.
     ///
     /// # Panics
     /// If it cannot be started.
     pub fn start(mut command: Command) -> Self {
+        if command.get_envs().all(|(name, _)| name != "OMP_NUM_THREADS") {
+            command.env("OMP_NUM_THREADS", "1");
+        }
         let mut child = command
-            .env("OMP_NUM_THREADS", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

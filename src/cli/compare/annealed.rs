@@ -83,7 +83,7 @@ impl Walked {
     fn leave_out(&mut self, steps: u64) {
         self.steps += steps;
         self.found += steps;
-        self.progress.leave_out(self.found);
+        self.progress.leave_out(self.found, self.steps);
     }
 }
 

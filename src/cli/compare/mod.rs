@@ -180,7 +180,7 @@ fn show_progress(
     message: impl FnOnce() -> String,
 ) {
     let [made, found] = [MADE, FOUND].map(|mark| marked(directory, jobs, bench.plan, mark));
-    progress.leave_out(found);
+    progress.leave_out(found, made + found);
     progress.set(made + found, message);
 }
 
