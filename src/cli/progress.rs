@@ -53,7 +53,7 @@ pub struct Progress {
     total: u64,
     display: Display,
     started: Instant,
-    line_every: Duration,
+    is_job: bool,
     last_line: Option<Instant>,
     first: u64,
 }
@@ -86,15 +86,22 @@ impl Progress {
                 Display::Bar(bar)
             }
         };
-        let (started, line_every, last_line) = (Instant::now(), LINE_EVERY, None);
-        Progress { what, total, display, started, line_every, last_line, first: done }
+        Progress {
+            what,
+            total,
+            display,
+            started: Instant::now(),
+            is_job: false,
+            last_line: None,
+            first: done,
+        }
     }
 
     /// Progress of one job of many, on the rank that does it: of one that takes less than half a minute there are no lines,
     /// and the last step, which the result follows, has none of its own.
     pub fn of_job(what: impl Into<String>, done: u64, total: u64) -> Self {
         let last_line = Some(Instant::now());
-        Progress { line_every: JOB_LINE_EVERY, last_line, ..Self::new(what, done, total, true) }
+        Progress { is_job: true, last_line, ..Self::new(what, done, total, true) }
     }
 
     /// Shows that `done` steps are done; `message` is made only when it is shown.
@@ -107,8 +114,9 @@ impl Progress {
             }
             Display::Lines => {
                 let now = Instant::now();
-                let is_due = self.last_line.is_none_or(|last| now - last >= self.line_every);
-                let is_last = done == self.total && self.line_every == LINE_EVERY;
+                let every = if self.is_job { JOB_LINE_EVERY } else { LINE_EVERY };
+                let is_due = self.last_line.is_none_or(|last| now - last >= every);
+                let is_last = done == self.total && !self.is_job;
                 if is_due || is_last {
                     self.last_line = Some(now);
                     let seconds = (now - self.started).as_secs_f64();
