@@ -21,6 +21,10 @@ pub struct RegressionSection {
     pub batch: usize,
     /// Images are compared as means over squares of so many pixels a side: a sample may choose its details.
     pub pool: i64,
+    /// A distance |d| beyond this scale counts linearly instead of squared (pseudo-Huber, one scale for an image): where the
+    /// ends of latents close by differ, the sampler is drawn to most of them and not to their mean. 0: squared throughout.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub huber_scale: f64,
     /// Steps of the flow.
     pub steps: u64,
     /// Noise levels that the flow starts from and ends at.
@@ -33,6 +37,11 @@ pub struct RegressionSection {
     pub langevin_step_size: f64,
 }
 
+/// What came later is written only where it is used, so that runs from before go on.
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
+}
+
 impl Default for RegressionSection {
     fn default() -> Self {
         RegressionSection {
@@ -40,6 +49,7 @@ impl Default for RegressionSection {
             pairs: 3000,
             batch: 24,
             pool: 1,
+            huber_scale: 0.0,
             steps: 16,
             sigma: [3.0, 0.1],
             langevin_steps: 0,
@@ -63,6 +73,12 @@ impl RegressionSection {
             (divides(self.pairs), "regression.pairs", &self.pairs, &multiple),
             (divides(self.batch), "regression.batch", &self.batch, &multiple),
             (self.pool > 0, "regression.pool", &self.pool, "1 or more"),
+            (
+                self.huber_scale >= 0.0 && self.huber_scale.is_finite(),
+                "regression.huber_scale",
+                &self.huber_scale,
+                "a number above 0, or 0 for the squared distance",
+            ),
             (self.steps > 0, "regression.steps", &self.steps, "1 or more"),
             (
                 self.langevin_step_size > 0.0 && self.langevin_step_size < 2.0,

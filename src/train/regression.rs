@@ -105,9 +105,18 @@ impl Pairs {
         let (latents, ends) = (self.latents.index_select(0, &rows), self.ends.index_select(0, &rows));
         let weights = sampler.tracked();
         let distance = pooled(&(networks.sampler.forward(weights, &latents) - ends), section.pool);
-        let loss = distance.square().sum(None) * (section.weight / section.batch as f64);
+        let loss = penalty(&distance, section.huber_scale) * (section.weight / section.batch as f64);
         weights.gradient(&loss, &[]).0
     }
+}
+
+/// Sum over rows of |d|², or of 2 c² (√(1 + |d|²/c²) − 1), which is |d|² for |d| far below c and 2 c |d| far above.
+fn penalty(distance: &Tensor, scale: f64) -> Tensor {
+    if scale == 0.0 {
+        return distance.square().sum(None);
+    }
+    let squared = distance.square().flatten(1, -1).sum_dim_intlist(1, false, None::<Kind>);
+    (((squared / (scale * scale) + 1.0).sqrt() - 1.0) * (2.0 * scale * scale)).sum(None)
 }
 
 /// The part of images `[B, C, H, W]` that is constant over squares of `pool` pixels a side, in coordinates that keep its
@@ -122,6 +131,20 @@ fn pooled(x: &Tensor, pool: i64) -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_penalty_is_squared_far_below_its_scale_and_linear_far_above() {
+        // |d| = 5 of one row: 25 squared, and 2 c (|d| - c) up to c²/|d| for c far below.
+        let distance = Tensor::from_slice(&[3f64, 4.0]).reshape([1, 1, 1, 2]);
+        let at = |scale: f64| penalty(&distance, scale).double_value(&[]);
+        assert_eq!(at(0.0), 25.0);
+        assert!((at(1e4) - 25.0).abs() < 1e-5);
+        assert!((at(0.01) - 2.0 * 0.01 * (5.0 - 0.01)).abs() < 1e-5);
+        // Rows count one by one: two of them are twice one.
+        assert!(
+            (penalty(&distance.repeat([2, 1, 1, 1]), 0.5).double_value(&[]) / at(0.5) - 2.0).abs() < 1e-12
+        );
+    }
 
     #[test]
     fn pooling_keeps_the_norm_of_what_is_constant_over_squares_and_drops_the_rest() {
