@@ -22,7 +22,8 @@ pub struct RegressionSection {
     /// Images are compared as means over squares of so many pixels a side: a sample may choose its details.
     pub pool: i64,
     /// A distance |d| beyond this scale counts linearly instead of squared (pseudo-Huber, one scale for an image): where the
-    /// ends of latents close by differ, the sampler is drawn to most of them and not to their mean. 0: squared throughout.
+    /// ends of latents close by differ, the sampler is drawn to most of them and not to their mean. It also holds less: a
+    /// sampler that is far from its ends may be lost. 0: squared throughout.
     #[serde(skip_serializing_if = "is_zero")]
     pub huber_scale: f64,
     /// Steps of the flow.
