@@ -6,14 +6,14 @@ use super::load::ConfigError;
 use super::run::{require, require_falling};
 
 /// While it trains, the sampler is also held near the ends of chains of a tempered target that start from its own latents,
-/// by their squared distance: the regression loss of distribution matching distillation (Yin et al. 2024, arXiv
+/// by their distance, squared or pseudo-Huber: the regression loss of distribution matching distillation (Yin et al. 2024, arXiv
 /// 2311.18828, section 3.2). A field hardly sees how much mass separate modes have; the chains do.
 ///
 /// A latent and the end of its chain are a pair. The chain is the probability flow, and from there annealed Langevin.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RegressionSection {
-    /// Weight of the squared distance beside the field.
+    /// Weight of that distance beside the field.
     pub weight: f64,
     /// Pairs, over all ranks: made before the first iteration, and anew where a run is resumed.
     pub pairs: usize,

@@ -83,7 +83,8 @@ impl Pairs {
         }
     }
 
-    /// Gradient, flat `[P]`, of this piece's part of weight · mean |g(z) − end|², over pairs drawn for update `update`.
+    /// Gradient, flat `[P]`, of this piece's part of weight · mean `penalty` of g(z) − end, pooled, over pairs drawn for update
+    /// `update`.
     pub(super) fn gradient(
         &self,
         networks: &Networks,
