@@ -133,6 +133,21 @@ fn the_whole_path_from_data_to_pictures_runs_on_two_ranks() {
         let on_one = alone["comparison"][row]["metrics"]["energy_w1"]["value"].as_f64().unwrap();
         assert!((on_one / energy(row).unwrap() - 1.0).abs() < 1e-3, "row {row}: {on_one} on one rank");
     }
+    // The best look is scored as it is when its weights stand in the place of the last.
+    let [best, last] =
+        ["sampler-best.safetensors", "sampler.safetensors"].map(|name| Path::new(&run).join(name));
+    let one_step = |more: &[&str]| {
+        on_ranks(1, &[&["evaluate", &run, "--set", "evaluate.langevin_steps=[]"], more].concat());
+        let text = fs::read_to_string(Path::new(&run).join("summary.json")).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["comparison"][1].clone()
+    };
+    let kept = fs::read(&last).unwrap();
+    let mut of_best = one_step(&["--best"]);
+    assert!(of_best["sampler"].as_str().unwrap().ends_with("best look"), "{of_best}");
+    fs::copy(&best, &last).unwrap();
+    assert_eq!(of_best["metrics"].take(), one_step(&[])["metrics"]);
+    fs::write(&last, kept).unwrap();
+    on_two_ranks(&["evaluate", &run, "--langevin", "2,3"]);
     // The same table is in the run file, beside the hash of what it was measured on.
     let record = RunReader::open(Path::new(&run).join("run.h5")).unwrap();
     assert_eq!(record.series("comparison", "target_evaluations_per_sample").unwrap(), [0.0, 0.0, 3.0, 4.0]);

@@ -304,6 +304,8 @@ fn warm_starts_and_regressions_that_do_not_fit_the_sampler_or_the_target_are_ref
         ("regression.pairs=25", ["regression.pairs = 25", "compute.shards = 24"]),
         ("regression.batch=0", ["regression.batch = 0", "compute.shards = 24"]),
         ("regression.pool=3", ["regression.pool = 3", "28 × 28"]),
+        ("regression.huber_scale=-1.0", ["regression.huber_scale = -1", "squared distance"]),
+        ("regression.steps=0", ["regression.steps = 0", "1 or more"]),
         ("regression.sigma=[0.1, 3.0]", ["regression.sigma = [0.1, 3]", "high ≥ low"]),
         ("regression.langevin_step_size=2.0", ["regression.langevin_step_size = 2", "unstable"]),
         ("sampler.output=tanh", ["sampler.output", "tanh"]),

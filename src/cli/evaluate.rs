@@ -15,6 +15,7 @@ use super::corrections::{CorrectedDraws, CorrectionTarget, Corrections};
 use super::energies::{DrawnEnergies, EnergyGauge, METRIC as ENERGY_W1, energy_score};
 use super::metrics::{Inputs, Measure, OF_IMAGES, Scores, draw_samples};
 use super::progress::Progress;
+use super::run_directory::BEST_SAMPLER;
 use super::sample::{Sampler, load_sampler};
 use super::session::{Exit, Session};
 use super::summary::{ComparisonRow, Summary};
@@ -45,7 +46,7 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
     let section = &plan.file.evaluate;
     let (seed, compute) = (plan.file.run.seed, &plan.file.compute);
     let target = session.prepare(TargetAtLevel::load(&plan.file.target, seed, compute, world))?;
-    let sampler = session.prepare(load_sampler(&arguments.run.join("sampler.safetensors"), world.device))?;
+    let sampler = session.prepare(trained(arguments, world))?;
     let mut summary = session.prepare(Summary::read(&arguments.run.join("summary.json")))?;
     let target = CorrectionTarget::new(target, &plan.file.method);
     let inputs = Inputs::load(section, "evaluate.samples", target.at_level().target(), world.device)
@@ -68,7 +69,7 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
         draw_samples(network, parameters, arguments.seed, (chunk, rows), *output_sigma, world.device)
     });
     let drawn = session.work(drawn)?;
-    let name = format!("one step, {}", summary.method);
+    let name = format!("one step, {}{}", summary.method, if arguments.best { ", best look" } else { "" });
     table.add(&name, row(&name, (0, 1), &drawn), drawn);
     if !section.corrections.is_empty() {
         let made = Corrections::new(&target, CorrectionKernel::Mala, None, &sampler, (arguments.seed, world));
@@ -100,6 +101,17 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
         session.work(written)?;
     }
     session.work(world.collective().barrier())
+}
+
+/// The run's last sampler, or its best.
+fn trained(arguments: &Evaluate, world: &World) -> Result<Sampler> {
+    let file = |name| load_sampler(&arguments.run.join(name), world.device);
+    if !arguments.best {
+        return file("sampler.safetensors");
+    }
+    file(BEST_SAMPLER).context(
+        "--best wants the weights that a run with evaluate.every keeps where it measures Fréchet distances; leave it out for the last ones",
+    )
 }
 
 /// The table as it grows, with what is drawn of its rows.
