@@ -133,20 +133,7 @@ fn the_whole_path_from_data_to_pictures_runs_on_two_ranks() {
         let on_one = alone["comparison"][row]["metrics"]["energy_w1"]["value"].as_f64().unwrap();
         assert!((on_one / energy(row).unwrap() - 1.0).abs() < 1e-3, "row {row}: {on_one} on one rank");
     }
-    // The best look is scored as it is when its weights stand in the place of the last.
-    let [best, last] =
-        ["sampler-best.safetensors", "sampler.safetensors"].map(|name| Path::new(&run).join(name));
-    let one_step = |more: &[&str]| {
-        on_ranks(1, &[&["evaluate", &run, "--set", "evaluate.langevin_steps=[]"], more].concat());
-        let text = fs::read_to_string(Path::new(&run).join("summary.json")).unwrap();
-        serde_json::from_str::<Value>(&text).unwrap()["comparison"][1].clone()
-    };
-    let kept = fs::read(&last).unwrap();
-    let mut of_best = one_step(&["--best"]);
-    assert!(of_best["sampler"].as_str().unwrap().ends_with("best look"), "{of_best}");
-    fs::copy(&best, &last).unwrap();
-    assert_eq!(of_best["metrics"].take(), one_step(&[])["metrics"]);
-    fs::write(&last, kept).unwrap();
+    best_look_is_scored_on_draws_of_its_own(Path::new(&run));
     on_two_ranks(&["evaluate", &run, "--langevin", "2,3"]);
     // The same table is in the run file, beside the hash of what it was measured on.
     let record = RunReader::open(Path::new(&run).join("run.h5")).unwrap();
@@ -162,12 +149,46 @@ fn the_whole_path_from_data_to_pictures_runs_on_two_ranks() {
     }
 }
 
+/// `--best` reads the best look's weights and no others, draws what the looks did not, and records the look's iteration.
+fn best_look_is_scored_on_draws_of_its_own(run: &Path) {
+    let [best, last] = ["sampler-best.safetensors", "sampler.safetensors"].map(|name| run.join(name));
+    let arguments = ["evaluate", run.to_str().unwrap(), "--set", "evaluate.langevin_steps=[]", "--best"];
+    let one_step = |arguments: &[&str]| {
+        on_ranks(1, arguments);
+        let text = fs::read_to_string(run.join("summary.json")).unwrap();
+        serde_json::from_str::<Value>(&text).unwrap()["comparison"][1].clone()
+    };
+    let kept = fs::read(&last).unwrap();
+    fs::remove_file(&last).unwrap();
+    let of_best = one_step(&arguments);
+    assert!(of_best["sampler"].as_str().unwrap().ends_with("best look"), "{of_best}");
+    let iteration = WeightsFile::load(&best).unwrap().described::<f64>("iteration").unwrap();
+    let record = RunReader::open(run.join("run.h5")).unwrap();
+    assert_eq!(record.series("comparison", "iteration").unwrap(), [iteration; 2]);
+    // The same weights in the place of the last are scored on the draws that chose them, and score what they were chosen for.
+    fs::rename(&best, &last).unwrap();
+    let distance = |row: &Value| row["metrics"]["fd_lenet"]["value"].as_f64().unwrap();
+    let chosen: Value = WeightsFile::load(&last).unwrap().described("frechet_distance").unwrap();
+    let chosen = chosen["distance"].as_f64().unwrap();
+    let from_chosen = |row: Value| (distance(&row) / chosen - 1.0).abs();
+    assert!(from_chosen(one_step(&arguments[..4])) < 1e-3);
+    assert!(from_chosen(of_best) > 1e-3);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_dft"));
+    command.current_dir(root()).args(arguments);
+    let refused = run_within(command, LIMIT);
+    assert_eq!(refused.code, 2, "{}", refused.output);
+    for words in ["--best", "evaluate.every", "sampler-best.safetensors"] {
+        assert!(refused.output.contains(words), "`{words}` is not in: {}", refused.output);
+    }
+    fs::rename(&last, &best).unwrap();
+    fs::write(&last, kept).unwrap();
+}
+
 #[test]
 fn committed_features_are_what_their_metadata_say() {
     // The test accuracy that stands in the committed weights, measured again from the weights and the test
     // split.
-    let file =
-        dft::model::WeightsFile::load(&root().join("configs/weights/mnist-lenet.safetensors")).unwrap();
+    let file = WeightsFile::load(&root().join("configs/weights/mnist-lenet.safetensors")).unwrap();
     let recorded: f64 = file.metadata("test_accuracy").unwrap().parse().unwrap();
     assert!(recorded > 0.985);
     let network = dft::model::LeNet::default();

@@ -195,8 +195,8 @@ pub struct Reference {
 pub struct Evaluate {
     /// Run directory of a trained sampler.
     pub run: PathBuf,
-    /// Evaluate sampler-best.safetensors, the weights of the evaluation with the least Fréchet distance along the run, and not
-    /// the last ones.
+    /// Evaluate sampler-best.safetensors, the weights of the evaluation with the least Fréchet distance along the run, on other
+    /// draws than those that chose it, and not the last ones.
     #[arg(long)]
     pub best: bool,
     /// Samples of every row of the table [default: evaluate.samples of the run].

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 use super::arguments::{CorrectionKernel, Evaluate};
 use super::corrections::{CorrectedDraws, CorrectionTarget, Corrections};
 use super::energies::{DrawnEnergies, EnergyGauge, METRIC as ENERGY_W1, energy_score};
-use super::metrics::{Inputs, Measure, OF_IMAGES, Scores, draw_samples};
+use super::metrics::{FRESH_CHUNKS, Inputs, Measure, OF_IMAGES, Scores, draw_samples};
 use super::progress::Progress;
 use super::run_directory::BEST_SAMPLER;
 use super::sample::{Sampler, load_sampler};
@@ -64,9 +64,11 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
     let gauge = EnergyGauge::new(target.at_level()).filter(|_| !chains.is_empty());
     let yardstick = (&measure, gauge.as_ref(), world);
     let mut table = Comparison::new(&measure, gauge.as_ref(), world);
+    let first_chunk = if arguments.best { FRESH_CHUNKS } else { 0 };
     let drawn = draw_and_score(yardstick, |chunk, rows| {
         let Sampler { network, parameters, output_sigma, .. } = &sampler;
-        draw_samples(network, parameters, arguments.seed, (chunk, rows), *output_sigma, world.device)
+        let chunk = (first_chunk + chunk, rows);
+        draw_samples(network, parameters, arguments.seed, chunk, *output_sigma, world.device)
     });
     let drawn = session.work(drawn)?;
     let name = format!("one step, {}{}", summary.method, if arguments.best { ", best look" } else { "" });
@@ -78,7 +80,8 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
         let step_size = world.broadcast_string(Some(format!("{:e}", corrections.step_size)));
         corrections.step_size = session.work(step_size.parse())?;
         for &steps in &section.corrections {
-            let (row, drawn) = session.work(corrected_row(&corrections, steps, yardstick, &sampler))?;
+            let (row, drawn) =
+                session.work(corrected_row(&corrections, steps, yardstick, (&sampler, first_chunk)))?;
             table.add(&format!("+ {steps} MALA"), row, drawn);
         }
     }
@@ -97,7 +100,7 @@ pub fn run(arguments: &Evaluate) -> Result<(), Exit> {
         println!("{}", printed(&table.rows));
         summary.comparison = std::mem::take(&mut table.rows);
         summary.extractor = Some(measure.extractor());
-        let written = write(&arguments.run, &summary, &table, has_chains);
+        let written = write(&arguments.run, &summary, sampler.iteration, &table, has_chains);
         session.work(written)?;
     }
     session.work(world.collective().barrier())
@@ -230,16 +233,16 @@ pub fn draw_and_score(
     Ok(Drawn { scores, seconds: slowest, energies })
 }
 
-/// Draws of the sampler after `steps` MALA steps.
+/// Draws of the sampler, from a chunk on, after `steps` MALA steps.
 fn corrected_row(
     corrections: &Corrections,
     steps: u64,
     yardstick: Yardstick,
-    sampler: &Sampler,
+    (sampler, first_chunk): (&Sampler, u64),
 ) -> Result<(ComparisonRow, Drawn)> {
     let (.., world) = yardstick;
     let mut draws = CorrectedDraws::new(corrections, sampler, steps, world.device);
-    let drawn = draw_and_score(yardstick, |chunk, rows| draws.after(chunk, rows))?;
+    let drawn = draw_and_score(yardstick, |chunk, rows| draws.after(first_chunk + chunk, rows))?;
     let spent = draws.finish()?.over(world);
     let name = format!("one step + {steps} MALA step{}", if steps == 1 { "" } else { "s" });
     let row = row(&name, (spent.evaluations_per_sample(), 1), &drawn);
@@ -320,9 +323,9 @@ fn printed(rows: &[ComparisonRow]) -> Table {
     table
 }
 
-fn write(run: &Path, summary: &Summary, table: &Comparison, has_chains: bool) -> Result<()> {
+fn write(run: &Path, summary: &Summary, iteration: u64, table: &Comparison, has_chains: bool) -> Result<()> {
     summary.write(&run.join("summary.json"))?;
-    record_comparison(run, summary)?;
+    record_comparison(run, summary, iteration)?;
     let figures = run.join("figures");
     std::fs::create_dir_all(&figures).with_context(|| format!("cannot make {}", figures.display()))?;
     if has_chains {
@@ -345,8 +348,8 @@ fn write(run: &Path, summary: &Summary, table: &Comparison, has_chains: bool) ->
 }
 
 /// The table as `/comparison` of the run file, in place of an earlier one; its rows are numbered from the top
-/// by `row`.
-fn record_comparison(run: &Path, summary: &Summary) -> Result<()> {
+/// by `row`; `iteration` is that of the sampler.
+fn record_comparison(run: &Path, summary: &Summary, iteration: u64) -> Result<()> {
     let mut record = RunFile::resume(run.join("run.h5"), summary.iterations as i64)?;
     record.remove("comparison")?;
     let names: Vec<&str> = summary.comparison.iter().map(|row| row.sampler.as_str()).collect();
@@ -358,7 +361,7 @@ fn record_comparison(run: &Path, summary: &Summary) -> Result<()> {
         .collect();
     for (number, row) in summary.comparison.iter().enumerate() {
         let mut cells = vec![
-            (Column::new("iteration", "1", "iterations of the sampler"), Cell::from(summary.iterations)),
+            (Column::new("iteration", "1", "iterations of the sampler"), Cell::from(iteration)),
             (
                 Column::new("row", "1", "row of the table, from 0; named in the attribute `rows`"),
                 Cell::from(number as u64),

@@ -332,6 +332,10 @@ pub fn output_sigma(method: &MethodSection, is_tempered: bool) -> f64 {
     if is_tempered || low != high || method.smoothing > 0 { 0.0 } else { low }
 }
 
+/// From here on are the chunks of draws that only the best sampler of several looks is scored on: those that it was chosen by
+/// would flatter it.
+pub const FRESH_CHUNKS: u64 = 1 << 32;
+
 /// Samples of chunk `chunk`: x0 + sigma·eps `[rows, …]`; the same on any number of ranks.
 pub fn draw_samples(
     network: &SamplerNetwork,

@@ -29,6 +29,8 @@ pub struct Sampler {
     pub parameters: Parameters,
     /// Noise that makes its samples exact; 0 if x0 itself is the sample.
     pub output_sigma: f64,
+    /// Iterations that it was trained for.
+    pub iteration: u64,
     /// Mean `[D]` and factor L `[D, D]` in f64, where its samples are y with x = mean + L y.
     coordinates: Option<[Tensor; 2]>,
 }
@@ -65,7 +67,13 @@ pub fn load_sampler(path: &Path, device: Device) -> Result<Sampler> {
     } else {
         None
     };
-    Ok(Sampler { network, parameters, output_sigma: file.described("output_sigma")?, coordinates })
+    Ok(Sampler {
+        network,
+        parameters,
+        output_sigma: file.described("output_sigma")?,
+        iteration: file.described("iteration")?,
+        coordinates,
+    })
 }
 
 /// Runs the command on this rank; sampling is one pass, so one rank does it.

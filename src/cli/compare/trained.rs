@@ -12,7 +12,7 @@ use super::bench::Bench;
 use super::job::Job;
 use super::results::{ResultRow, Rows, key_of};
 use crate::cli::evaluate::timed;
-use crate::cli::metrics::{draw_points, draw_samples, output_sigma};
+use crate::cli::metrics::{FRESH_CHUNKS, draw_points, draw_samples, output_sigma};
 use crate::cli::run_directory::{BEST_SAMPLER, RunDirectory};
 use crate::cli::run_observer::{RunObserver, Shown, Yardsticks};
 use crate::cli::run_record::start_record;
@@ -25,9 +25,6 @@ use crate::train::{Networks, Outcome, State, Stop, TrainError, run as train};
 
 /// The setting of their rows.
 pub const SETTING: &str = "trained";
-
-/// Chunks of draws that only the best sampler of several looks is scored on: those that it was chosen by would flatter it.
-const FRESH_CHUNKS: u64 = 1 << 32;
 
 /// Images that are drawn to time a sampler.
 pub const TIMED: i64 = 10_000;
